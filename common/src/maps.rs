@@ -1,0 +1,48 @@
+//! Names, capacities and schema versions of every map, in one place.
+//!
+//! A pin is named `NAME_vVERSION`. Whoever changes the layout of a key or value, or what it means, raises the map's version: the
+//! agent then builds the new map beside the old one, fills it, swaps the programs, and removes the old pin.
+
+/// A map as both sides know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Name in the object file.
+    pub name: &'static str,
+    /// Schema version of key and value.
+    pub version: u32,
+    /// Entries it holds unless configured otherwise.
+    pub capacity: u32,
+}
+
+macro_rules! maps {
+    ($( $(#[$meta:meta])* $name:ident v $version:literal, $capacity:expr; )+) => {
+        $( $(#[$meta])* pub const $name: MapSpec = MapSpec { name: stringify!($name), version: $version, capacity: $capacity }; )+
+        /// Every map that is pinned.
+        pub const ALL: &[MapSpec] = &[ $( $name ),+ ];
+    };
+}
+
+maps! {
+    /// Exact address -> [`Address`](crate::address::Address).
+    ADDRESSES v 1, 65_536;
+    /// Prefix -> [`Route`](crate::address::Route).
+    ROUTES v 1, 16_384;
+    /// Frontend -> [`Service`](crate::service::Service).
+    SERVICES v 1, 65_536;
+    /// Slot -> backend id.
+    SLOTS v 1, 1_048_576;
+    /// Backend id -> [`Backend`](crate::service::Backend).
+    BACKENDS v 1, 524_288;
+    /// Canonical tuple -> [`CtEntry`](crate::conntrack::CtEntry).
+    CONNTRACK v 1, 524_288;
+    /// Datagram -> [`Fragment`](crate::fragment::Fragment).
+    FRAGMENTS v 1, 8_192;
+    /// [`DropReason`](crate::verdict::DropReason) -> packets.
+    DROPS v 1, 64;
+    /// [`Counter`](crate::verdict::Counter) -> packets.
+    COUNTERS v 1, 64;
+    /// Index 0: how many listen to `EVENTS`.
+    LISTENERS v 1, 1;
+    /// Ring buffer of [`Event`](crate::event::Event), capacity in bytes.
+    EVENTS v 1, 262_144;
+}

@@ -1,0 +1,171 @@
+//! VXLAN on the wire (RFC 7348) and what crosses a tunnel besides the packet (RFC 6040).
+
+use crate::{
+    checksum,
+    net::{Ip4, Mac, Port},
+};
+
+/// What the tunnel adds before the inner IP header: IPv4, UDP, VXLAN, inner Ethernet.
+pub const OVERHEAD: u32 = 20 + 8 + 8 + 14;
+
+/// The I flag: the VNI is valid (RFC 7348 section 5), as the first word of the header is loaded.
+pub const FLAGS_BE: u32 = 0x0800_0000_u32.to_be();
+
+/// The second word of the header as loaded: VNI in the upper 24 bits.
+#[must_use]
+#[inline(always)]
+pub const fn vni_be(vni: u32) -> u32 {
+    (vni << 8).to_be()
+}
+
+/// Outer source port: entropy of the inner flow in the range that RFC 7348 section 5 recommends.
+#[must_use]
+#[inline(always)]
+pub const fn source_port(hash: u32) -> Port {
+    Port::from_host(49152 | ((hash ^ (hash >> 16)) & 0x3fff) as u16)
+}
+
+/// The ECN field of the inner header after it left the tunnel, `None` if the packet must be dropped.
+///
+/// RFC 6040 section 4.2, figure 4; arguments and result are the two ECN bits (RFC 3168: 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE).
+#[must_use]
+#[inline(always)]
+pub const fn ecn_after(inner: u8, outer: u8) -> Option<u8> {
+    match (inner & 3, outer & 3) {
+        (0, 3) => None,
+        (0, _) => Some(0),
+        (_, 3) => Some(3),
+        (2, 1) => Some(1),
+        (inner, _) => Some(inner),
+    }
+}
+
+/// Everything between the outer Ethernet header and the inner IP header, as 32-bit words and the 16-bit ends of the MACs.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// Total length of the outer IPv4 packet in bytes.
+    pub total_len: u16,
+    /// The outer type of service: the inner one, ECN included (RFC 6040 normal mode).
+    pub tos: u8,
+    /// IPv4 identification.
+    pub id: u16,
+    /// This node's address.
+    pub src: Ip4,
+    /// The peer's address.
+    pub dst: Ip4,
+    /// See [`source_port`].
+    pub sport: Port,
+    /// The tunnel's UDP port.
+    pub dport: Port,
+    /// Network identifier.
+    pub vni: u32,
+    /// This node's VTEP.
+    pub inner_src: Mac,
+    /// The peer's VTEP.
+    pub inner_dst: Mac,
+}
+
+impl Outer {
+    /// The header's [`OVERHEAD`] bytes as 16-bit words in wire order. The UDP checksum is zero (RFC 7348 section 5).
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(&self) -> [u16; 25] {
+        let udp_len = self.total_len.wrapping_sub(20);
+        let vni = vni_be(self.vni).to_ne_bytes();
+        let src = self.src.be.to_ne_bytes();
+        let dst = self.dst.be.to_ne_bytes();
+        let version_tos = 0x4500u16 | self.tos as u16;
+        let ttl_proto = 0x4011u16;
+        let src_high = u16::from_ne_bytes([src[0], src[1]]);
+        let src_low = u16::from_ne_bytes([src[2], src[3]]);
+        let dst_high = u16::from_ne_bytes([dst[0], dst[1]]);
+        let dst_low = u16::from_ne_bytes([dst[2], dst[3]]);
+        let sum = version_tos.to_be() as u64
+            + self.total_len.to_be() as u64
+            + self.id.to_be() as u64
+            + ttl_proto.to_be() as u64
+            + src_high as u64
+            + src_low as u64
+            + dst_high as u64
+            + dst_low as u64;
+        let to = self.inner_dst.bytes;
+        let from = self.inner_src.bytes;
+        [
+            version_tos.to_be(),
+            self.total_len.to_be(),
+            self.id.to_be(),
+            0,
+            ttl_proto.to_be(),
+            !checksum::fold(sum),
+            src_high,
+            src_low,
+            dst_high,
+            dst_low,
+            self.sport.be,
+            self.dport.be,
+            udp_len.to_be(),
+            0,
+            0x0800u16.to_be(),
+            0,
+            u16::from_ne_bytes([vni[0], vni[1]]),
+            u16::from_ne_bytes([vni[2], vni[3]]),
+            u16::from_ne_bytes([to[0], to[1]]),
+            u16::from_ne_bytes([to[2], to[3]]),
+            u16::from_ne_bytes([to[4], to[5]]),
+            u16::from_ne_bytes([from[0], from[1]]),
+            u16::from_ne_bytes([from[2], from[3]]),
+            u16::from_ne_bytes([from[4], from[5]]),
+            0x0800u16.to_be(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_is_rfc_7348() {
+        let outer = Outer {
+            total_len: 134,
+            tos: 0x02,
+            id: 0x1234,
+            src: Ip4::new(192, 0, 2, 1),
+            dst: Ip4::new(192, 0, 2, 2),
+            sport: Port::from_host(50_000),
+            dport: Port::from_host(8472),
+            vni: 1,
+            inner_src: Mac { bytes: [2, 0, 0, 0, 0, 1] },
+            inner_dst: Mac { bytes: [2, 0, 0, 0, 0, 2] },
+        };
+        let bytes: [u8; OVERHEAD as usize] = core::array::from_fn(|i| outer.words()[i / 2].to_ne_bytes()[i % 2]);
+        assert_eq!(&bytes[..10], &[0x45, 0x02, 0, 134, 0x12, 0x34, 0, 0, 64, 17]);
+        assert_eq!(checksum::of(&bytes[..20]), 0, "a valid header sums to zero");
+        assert_eq!(&bytes[12..20], &[192, 0, 2, 1, 192, 0, 2, 2]);
+        assert_eq!(&bytes[20..28], &[0xc3, 0x50, 0x21, 0x18, 0, 114, 0, 0]);
+        assert_eq!(&bytes[28..36], &[8, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(&bytes[36..], &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
+    }
+
+    #[test]
+    fn ecn_leaves_the_tunnel_as_rfc_6040_figure_4() {
+        let table = [
+            [Some(0), Some(0), Some(0), None],
+            [Some(1), Some(1), Some(1), Some(3)],
+            [Some(2), Some(1), Some(2), Some(3)],
+            [Some(3), Some(3), Some(3), Some(3)],
+        ];
+        for (inner, row) in table.iter().enumerate() {
+            for (outer, expected) in row.iter().enumerate() {
+                assert_eq!(ecn_after(inner as u8, outer as u8), *expected, "inner {inner} outer {outer}");
+            }
+        }
+    }
+
+    #[test]
+    fn source_ports_stay_in_the_recommended_range() {
+        for hash in [0, 1, 0xffff, 0x10000, u32::MAX] {
+            assert!(source_port(hash).to_host() >= 49152);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Model in, desired maps out: pure and incremental.
+
+pub mod desired;

@@ -1,0 +1,110 @@
+//! Effects as data: what one change to the kernel is, what the kernel holds, and who carries changes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::Ipv4Net;
+use shunt_common::{
+    address::{Address, Prefix, Route},
+    net::{Ip4, V4},
+    service::{Backend, Service, ServiceKey},
+};
+
+/// One change. A list of steps is ordered so that a referent exists before its reference and outlives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write a backend under an id, its generation included.
+    PutBackend {
+        /// Index in `BACKENDS`, from 1.
+        id: u32,
+        /// The value.
+        backend: Backend<V4>,
+    },
+    /// Write a run of slots.
+    PutSlots {
+        /// First slot.
+        base: u32,
+        /// Backend ids.
+        ids: Vec<u32>,
+    },
+    /// Write a frontend, which names its run of slots.
+    PutService {
+        /// Frontend.
+        key: ServiceKey<V4>,
+        /// Run and flags.
+        service: Service,
+    },
+    /// Remove a frontend.
+    DeleteService {
+        /// Frontend.
+        key: ServiceKey<V4>,
+    },
+    /// Write who owns an address.
+    PutAddress {
+        /// The address.
+        addr: Ip4,
+        /// Its owner.
+        address: Address,
+    },
+    /// Remove an address.
+    DeleteAddress {
+        /// The address.
+        addr: Ip4,
+    },
+    /// Write where a prefix leads.
+    PutRoute {
+        /// The prefix.
+        prefix: Prefix<V4>,
+        /// Where it leads.
+        route: Route,
+    },
+    /// Remove a prefix.
+    DeleteRoute {
+        /// The prefix.
+        prefix: Prefix<V4>,
+    },
+    /// Let the host's routing send a prefix to `shunt0`.
+    AddHostRoute {
+        /// The prefix.
+        prefix: Ipv4Net,
+    },
+    /// The reverse.
+    RemoveHostRoute {
+        /// The prefix.
+        prefix: Ipv4Net,
+    },
+}
+
+/// What the kernel holds of what is ours, read back or tracked since.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// `ADDRESSES`, pods included.
+    pub addresses: BTreeMap<Ip4, Address>,
+    /// `ROUTES`.
+    pub routes: BTreeMap<Prefix<V4>, Route>,
+    /// `SERVICES`.
+    pub services: BTreeMap<ServiceKey<V4>, Service>,
+    /// The slots that some Service's run covers.
+    pub slots: BTreeMap<u32, u32>,
+    /// `BACKENDS`, free ones that were used before included: their generation counts on.
+    pub backends: BTreeMap<u32, Backend<V4>>,
+    /// Host routes with our protocol number.
+    pub host_routes: BTreeSet<Ipv4Net>,
+}
+
+/// The one interpreter of steps.
+pub trait Kernel {
+    /// Why a step failed.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Carries steps out in order; stops at the first that fails and says which.
+    ///
+    /// # Errors
+    /// The index of the step that failed, with its cause; those before it are in force.
+    fn carry_out(&mut self, steps: &[Step]) -> Result<(), (usize, Self::Error)>;
+
+    /// Reads back all that is ours.
+    ///
+    /// # Errors
+    /// A map or the routing table could not be read.
+    fn read_back(&mut self) -> Result<Actual, Self::Error>;
+}
