@@ -1,27 +1,25 @@
 //! Tracked flows: the map `CONNTRACK`.
 //!
-//! A key names the two ends in a canonical order, so that both directions of one conversation meet the same entry and a
-//! packet learns, in one lookup, whether it runs with the entry or against it. A translated flow has two entries, made and removed
-//! together: [`kind::ORIGINAL`] under the tuple the client uses, [`kind::REPLY`] under the one the backend answers with;
-//! each holds the translation for packets that run its way, and so the other's key. An untranslated flow of a pod has
-//! one entry, [`kind::DIRECT`]: it reserves the tuple, so that no translated flow can be laid over a live direct one.
+//! Every flow has two entries, made and removed together: [`kind::ORIGINAL`] under the tuple that its opener sends, [`kind::REPLY`]
+//! under the tuple that the other end answers with. Each holds the tuple that a packet under its key leaves with, whose reverse is the
+//! other's key. A direct flow of a pod has them too, with nothing translated: they reserve its tuples, so that no translated flow is
+//! ever laid over a live direct one or the other way round.
 
 use crate::{
     flow::Tuple,
     net::{Family, Port},
+    timeout,
 };
 
 /// What an entry is ([`CtEntry::kind`]).
 pub mod kind {
-    /// Not translated; holds its tuple.
-    pub const DIRECT: u8 = 0;
-    /// Client towards the Service or the outside.
+    /// From the opener.
     pub const ORIGINAL: u8 = 1;
-    /// Backend or outside towards the client.
+    /// Towards the opener.
     pub const REPLY: u8 = 2;
 }
 
-/// What was seen of a flow ([`CtEntry::seen`]): bits for packets that run with the entry; shifted left by four, against it.
+/// What was seen of packets under one entry ([`CtEntry::seen`]).
 pub mod seen {
     /// Any packet.
     pub const ANY: u8 = 1;
@@ -29,28 +27,26 @@ pub mod seen {
     pub const FIN: u8 = 2;
     /// A TCP RST, and nothing since.
     pub const RST: u8 = 4;
-    /// Shift for packets that run against the entry.
-    pub const AGAINST: u32 = 4;
 }
 
 abi! {
-    /// Key of `CONNTRACK`: both ends in canonical order (`low` is the end whose address, then port, loads smaller).
+    /// Key of `CONNTRACK`: the tuple of a packet, as it stands in the packet.
     pub struct CtKey<F> {
-        /// Address of the low end.
-        pub low: F::Addr,
-        /// Address of the high end.
-        pub high: F::Addr,
-        /// Port of the low end.
-        pub low_port: Port,
-        /// Port of the high end.
-        pub high_port: Port,
+        /// Source address.
+        pub src: F::Addr,
+        /// Destination address.
+        pub dst: F::Addr,
+        /// Source port.
+        pub sport: Port,
+        /// Destination port.
+        pub dport: Port,
         /// IP protocol number, widened so that the key has no padding.
         pub proto: u32,
     }
 
     /// Value of `CONNTRACK`.
     pub struct CtEntry<F> {
-        /// Source that a packet running this entry's way leaves with.
+        /// Source that a packet leaves with.
         pub src: F::Addr,
         /// Destination likewise.
         pub dst: F::Addr,
@@ -58,7 +54,7 @@ abi! {
         pub sport: Port,
         /// Destination port likewise.
         pub dport: Port,
-        /// When a packet last met this entry, in seconds of CLOCK_MONOTONIC.
+        /// When a packet last met this entry: see [`timeout::tick`].
         pub last_seen: u32,
         /// Backend id of a Service's flow, else 0.
         pub backend: u32,
@@ -66,8 +62,8 @@ abi! {
         pub generation: u32,
         /// One of [`kind`].
         pub kind: u8,
-        /// 1 if the entry's way runs from the low end to the high end.
-        pub from_low: u8,
+        /// 1 if the tuple that packets leave with differs from the key.
+        pub translates: u8,
         /// Bits of [`seen`].
         pub seen: u8,
         /// Zero.
@@ -76,69 +72,116 @@ abi! {
 }
 
 impl<F: Family> CtKey<F> {
-    /// The key of a packet, and whether the packet runs from the low end to the high end.
+    /// The key of a packet.
     #[must_use]
     #[inline(always)]
-    pub fn of(tuple: &Tuple<F>) -> (Self, bool) {
-        let from_low = F::raw_before(tuple.src, tuple.dst) || (tuple.src == tuple.dst && tuple.sport.be <= tuple.dport.be);
-        let key = if from_low {
-            Self { low: tuple.src, high: tuple.dst, low_port: tuple.sport, high_port: tuple.dport, proto: tuple.proto as u32 }
-        } else {
-            Self { low: tuple.dst, high: tuple.src, low_port: tuple.dport, high_port: tuple.sport, proto: tuple.proto as u32 }
-        };
-        (key, from_low)
+    pub fn of(tuple: &Tuple<F>) -> Self {
+        Self { src: tuple.src, dst: tuple.dst, sport: tuple.sport, dport: tuple.dport, proto: tuple.proto as u32 }
     }
 
-    /// The tuple of a packet with this key that runs the given way.
+    /// The tuple that this is the key of.
     #[must_use]
-    pub fn tuple(&self, from_low: bool) -> Tuple<F> {
-        let forward =
-            Tuple { src: self.low, dst: self.high, sport: self.low_port, dport: self.high_port, proto: self.proto as u8 };
-        if from_low { forward } else { forward.reversed() }
+    #[inline(always)]
+    pub fn tuple(&self) -> Tuple<F> {
+        Tuple { src: self.src, dst: self.dst, sport: self.sport, dport: self.dport, proto: self.proto as u8 }
     }
 }
 
 impl<F: Family> CtEntry<F> {
-    /// The tuple that a packet running this entry's way leaves with.
+    /// The two entries of a flow whose opener sends `original` and whose packets go on as `translated`, each with its key.
+    #[must_use]
+    #[inline(always)]
+    pub fn pair(original: &Tuple<F>, translated: &Tuple<F>, backend: u32, generation: u32, now: u32) -> [(CtKey<F>, Self); 2] {
+        let translates = (original != translated) as u8;
+        let entry = |leaves: &Tuple<F>, kind, seen| Self {
+            src: leaves.src,
+            dst: leaves.dst,
+            sport: leaves.sport,
+            dport: leaves.dport,
+            last_seen: now,
+            backend,
+            generation,
+            kind,
+            translates,
+            seen,
+            reserved: 0,
+        };
+        [
+            (CtKey::of(original), entry(translated, kind::ORIGINAL, seen::ANY)),
+            (CtKey::of(&translated.reversed()), entry(&original.reversed(), kind::REPLY, 0)),
+        ]
+    }
+
+    /// The tuple that a packet under this entry leaves with.
     #[must_use]
     #[inline(always)]
     pub fn translated(&self, proto: u8) -> Tuple<F> {
         Tuple { src: self.src, dst: self.dst, sport: self.sport, dport: self.dport, proto }
     }
 
-    /// The key of the other half of a translated flow.
+    /// The key of the flow's other entry.
     #[must_use]
     #[inline(always)]
     pub fn peer(&self, proto: u8) -> CtKey<F> {
-        CtKey::of(&self.translated(proto)).0
+        CtKey::of(&self.translated(proto).reversed())
     }
 
-    /// Whether a packet that runs `from_low` runs this entry's way.
+    /// Whether the flow of this entry and its peer (if that still exists) has been silent for longer than its state allows.
     #[must_use]
     #[inline(always)]
-    pub fn runs_with(&self, from_low: bool) -> bool {
-        self.from_low == from_low as u8
+    pub fn is_expired(&self, peer: Option<&Self>, proto: u8, now: u32) -> bool {
+        let (peer_seen, last) = match peer {
+            Some(peer) => {
+                (peer.seen, if age(now, peer.last_seen) < age(now, self.last_seen) { peer.last_seen } else { self.last_seen })
+            }
+            None => (0, self.last_seen),
+        };
+        age(now, last) > timeout::of(proto, self.seen, peer_seen)
     }
+}
+
+/// Ticks since `then`; 0 if another CPU's clock made it the future.
+#[must_use]
+#[inline(always)]
+pub const fn age(now: u32, then: u32) -> u32 {
+    let age = now.wrapping_sub(then);
+    if age > u32::MAX / 2 { 0 } else { age }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::{Ip4, V4, proto};
-    use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn both_directions_share_a_key_and_differ_in_way(src: u32, dst: u32, sport: u16, dport: u16) {
-            prop_assume!((src, sport) != (dst, dport));
-            let tuple = Tuple::<V4> {
-                src: Ip4 { be: src }, dst: Ip4 { be: dst }, sport: Port { be: sport }, dport: Port { be: dport }, proto: proto::TCP,
-            };
-            let (key, way) = CtKey::of(&tuple);
-            let (back, other_way) = CtKey::of(&tuple.reversed());
-            prop_assert_eq!(key, back);
-            prop_assert_ne!(way, other_way);
-            prop_assert_eq!(key.tuple(way), tuple);
-        }
+    fn tuple(src: [u8; 4], dst: [u8; 4], sport: u16, dport: u16) -> Tuple<V4> {
+        let ip = |[a, b, c, d]: [u8; 4]| Ip4::new(a, b, c, d);
+        Tuple { src: ip(src), dst: ip(dst), sport: Port::from_host(sport), dport: Port::from_host(dport), proto: proto::TCP }
+    }
+
+    #[test]
+    fn each_half_of_a_flow_names_the_other() {
+        let original = tuple([10, 244, 1, 2], [10, 96, 0, 1], 40_000, 80);
+        let translated = tuple([10, 244, 1, 2], [10, 244, 2, 3], 40_000, 8080);
+        let [(ok, oe), (rk, re)] = CtEntry::pair(&original, &translated, 7, 1, 100);
+        assert_eq!(oe.peer(proto::TCP), rk);
+        assert_eq!(re.peer(proto::TCP), ok);
+        assert_eq!(oe.translated(proto::TCP), translated);
+        assert_eq!(re.translated(proto::TCP), original.reversed());
+        assert_eq!((oe.translates, re.translates), (1, 1));
+        assert_eq!(CtEntry::pair(&original, &original, 0, 0, 0).map(|(_, entry)| entry.translates), [0, 0]);
+    }
+
+    #[test]
+    fn a_flow_lives_while_either_half_does() {
+        let t = tuple([10, 244, 1, 2], [10, 96, 0, 1], 40_000, 80);
+        let [(_, original), (_, mut reply)] = CtEntry::pair(&t, &t, 0, 0, 100);
+        assert!(!original.is_expired(Some(&reply), proto::TCP, 100 + timeout::SYN_SENT));
+        assert!(original.is_expired(Some(&reply), proto::TCP, 101 + timeout::SYN_SENT));
+        reply.seen = seen::ANY;
+        reply.last_seen = 1000;
+        assert!(!original.is_expired(Some(&reply), proto::TCP, 1000 + timeout::ESTABLISHED));
+        assert!(!reply.is_expired(Some(&original), proto::TCP, 1000 + timeout::ESTABLISHED));
+        assert!(reply.is_expired(Some(&original), proto::TCP, 1001 + timeout::ESTABLISHED));
+        assert!(!reply.is_expired(Some(&original), proto::TCP, 99), "a clock that is behind expires nothing");
     }
 }

@@ -9,11 +9,8 @@ pub trait Family: Copy + Eq + Ord + fmt::Debug + core::hash::Hash + 'static {
     /// An address of this family, in network order.
     type Addr: Copy + Eq + Ord + fmt::Debug + fmt::Display + core::hash::Hash + 'static;
 
-    /// EtherType of the family (host order), IANA "IEEE 802 Numbers".
+    /// `EtherType` of the family (host order), IANA "IEEE 802 Numbers".
     const ETHERTYPE: u16;
-
-    /// Whether `a` sorts before `b` by raw bytes as loaded: any total order will do, this one costs no byte swap.
-    fn raw_before(a: Self::Addr, b: Self::Addr) -> bool;
 }
 
 /// IPv4 (RFC 791).
@@ -23,11 +20,6 @@ pub struct V4;
 impl Family for V4 {
     type Addr = Ip4;
     const ETHERTYPE: u16 = 0x0800;
-
-    #[inline(always)]
-    fn raw_before(a: Ip4, b: Ip4) -> bool {
-        a.be < b.be
-    }
 }
 
 abi! {
