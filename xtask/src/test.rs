@@ -1,0 +1,64 @@
+//! `cargo xtask test`: everything that must hold, in order of how quickly it can fail.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::{
+    build::{self, Profile},
+    lint, machine, packages, run,
+    run::{say, section},
+};
+
+/// Arguments.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only tests whose name contains this, without the lint
+    filter: Option<String>,
+    /// Leave formatting, clippy and documentation out
+    #[arg(long)]
+    no_lint: bool,
+}
+
+/// The command.
+///
+/// # Errors
+/// A check or a test failed.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    machine::need_root("`cargo xtask test`")?;
+    packages::need_lab_tools()?;
+    let start = Instant::now();
+    let mut stages: Vec<(&str, Duration)> = Vec::new();
+    let mut timed = |name: &'static str, stage: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+        let begin = Instant::now();
+        stage()?;
+        stages.push((name, begin.elapsed()));
+        say(&format!("{name}: passed, {} s", begin.elapsed().as_secs()));
+        Ok(())
+    };
+
+    if !args.no_lint && args.filter.is_none() {
+        timed("lint", &mut lint::all)?;
+    }
+    let shunt = build::shunt(Profile::Debug)?;
+    let filter = args.filter.as_deref();
+    timed("unit tests", &mut || {
+        section("Test: units, properties, goldens");
+        let mut tests = build::user_cargo("test");
+        tests.args(["--package", "xtask", "--package", "shunt-common", "--package", "shunt"]);
+        run::run(tests.arg("--").args(filter))
+    })?;
+    timed("packets and lab", &mut || {
+        section("Test: packets through the programs, and nodes in a lab");
+        let mut tests = build::user_cargo("test");
+        tests.args(["--package", "shunt-lab", "--no-fail-fast"]).env("SHUNT_BIN", &shunt);
+        run::run(tests.args(["--", "--test-threads=2"]).args(filter))
+    })?;
+
+    section("Passed");
+    for (name, took) in stages {
+        say(&format!("{name:<16} {:>4} s", took.as_secs()));
+    }
+    say(&format!("{:<16} {:>4} s", "all", start.elapsed().as_secs()));
+    Ok(())
+}
