@@ -1,5 +1,8 @@
 //! The user side of shunt. Data flows one way: cluster objects -> model -> compile -> diff -> kernel maps.
 
+pub mod attachment;
 pub mod compile;
+pub mod config;
 pub mod kernel;
 pub mod model;
+pub mod socket;

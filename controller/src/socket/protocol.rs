@@ -1,0 +1,341 @@
+//! What is said over the agent's socket. One request a line; one reply a line, or a line for each event of `monitor`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use shunt_common::net::Mac;
+
+use crate::attachment::{AttachmentKey, mac_text};
+
+/// A longer line is refused. The largest honest one is a GC with every attachment of a node (some 100 bytes each).
+pub const MAX_LINE: usize = 1 << 20;
+
+/// What a client may ask for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "request")]
+pub enum Request {
+    /// Answered with [`Status`].
+    Status,
+    /// Answered with nothing if pods can be added, else with why not.
+    Ready,
+    /// Answered with a list of [`Pod`].
+    Pods,
+    /// Answered with [`PodAdded`].
+    PodAdd(PodAdd),
+    /// Answered with nothing.
+    PodAttach(PodAttach),
+    /// Answered with nothing if all is as it should be.
+    PodCheck(PodCheck),
+    /// Answered with nothing, also if there was nothing to delete.
+    PodDelete(PodDelete),
+    /// Answered with [`PodGcDone`].
+    PodGc(PodGc),
+    /// Answered with a [`MonitorEvent`] a line until the client leaves.
+    Monitor {
+        /// Only [`Happening::Drop`] (and [`Happening::Lost`]).
+        drops_only: bool,
+    },
+}
+
+/// First phase of an ADD: reserve an address. Repeating it for one attachment gives the same answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodAdd {
+    /// The attachment.
+    pub attachment: AttachmentKey,
+    /// The network's name in the CNI configuration: what a GC is limited to.
+    pub network: String,
+    /// `CNI_NETNS`.
+    pub netns: PathBuf,
+    /// Whose attachment it is, if the runtime says so.
+    #[serde(default)]
+    pub pod: PodIdentity,
+}
+
+/// What Kubernetes' runtimes say of a pod in `CNI_ARGS`; empty where they don't.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodIdentity {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+    /// `K8S_POD_UID`.
+    pub uid: String,
+}
+
+/// What the plugin needs to build the interface pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodAdded {
+    /// The pod's address, to be set as a /32.
+    pub address: Ipv4Addr,
+    /// The link-local gateway.
+    pub gateway: Ipv4Addr,
+    /// MTU of both ends, bytes.
+    pub mtu: u32,
+    /// Name of the host-side end.
+    pub host_interface: String,
+    /// MAC of the host-side end.
+    #[serde(with = "mac_text")]
+    pub host_mac: Mac,
+    /// MAC of the pod's end.
+    #[serde(with = "mac_text")]
+    pub pod_mac: Mac,
+}
+
+/// Second phase of an ADD. The pair exists, the pod's end is configured and up, the host's end is **down**: the agent attaches the
+/// programs, writes the map entry, route and neighbour, and brings it up last, so that no packet leaves a pod unguarded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodAttach {
+    /// The attachment.
+    pub attachment: AttachmentKey,
+}
+
+/// Is the host's side of an attachment as it should be: programs, map entry, route, address?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCheck {
+    /// The attachment.
+    pub attachment: AttachmentKey,
+    /// The address that the runtime was told.
+    pub address: Ipv4Addr,
+}
+
+/// Detach, remove the interface pair and release the address. No error if nothing is known of the attachment; the host-side
+/// interface with its name is removed even then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodDelete {
+    /// The attachment.
+    pub attachment: AttachmentKey,
+}
+
+/// Delete every attachment of a network that is not listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodGc {
+    /// Attachments of other networks are left alone.
+    pub network: String,
+    /// What is to stay.
+    pub valid: Vec<AttachmentKey>,
+}
+
+/// What a GC removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodGcDone {
+    /// In order of their keys.
+    pub removed: Vec<AttachmentKey>,
+}
+
+/// An attachment as the agent knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// The attachment.
+    pub attachment: AttachmentKey,
+    /// The network's name.
+    pub network: String,
+    /// Whose it is.
+    pub pod: PodIdentity,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// MAC of the pod's end.
+    #[serde(with = "mac_text")]
+    pub mac: Mac,
+    /// The host-side end.
+    pub host_interface: String,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+}
+
+/// The outcome of a request, one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply<T> {
+    /// As asked.
+    Ok(T),
+    /// Not done.
+    Error(Refusal),
+}
+
+/// Why the agent did not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// What kind of refusal, for programs.
+    pub reason: RefusalReason,
+    /// What is wrong and what to do, for people.
+    pub message: String,
+}
+
+/// Kinds of refusal that a client tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RefusalReason {
+    /// The request cannot be understood or carries an impossible value.
+    BadRequest,
+    /// The agent has not brought the dataplane up, or has lost it.
+    NotReady,
+    /// The same request may succeed soon.
+    TryAgain,
+    /// Every address of the pod range is taken.
+    RangeFull,
+    /// The Node has no usable pod range.
+    RangeUnusable,
+    /// No such attachment.
+    Unknown,
+    /// A check found something that is not as it should be.
+    CheckFailed,
+    /// The kernel or the disk refused.
+    Failed,
+}
+
+impl Refusal {
+    /// A refusal with its message.
+    #[must_use]
+    pub fn new(reason: RefusalReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// What the agent alone knows of its health. What the kernel holds is read from the pins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Of the agent's binary.
+    pub version: String,
+    /// Of the agent.
+    pub pid: u32,
+    /// `--node-name`.
+    pub node: String,
+    /// Why the node is not healthy; healthy if empty.
+    pub reasons: Vec<String>,
+    /// Outer source of the tunnel, once known.
+    pub node_ip: Option<Ipv4Addr>,
+    /// The Node's pod range, once known.
+    pub pod_cidr: Option<Ipv4Net>,
+    /// The underlay interface, once known.
+    pub underlay: Option<String>,
+    /// MTU of the pods, bytes, once known.
+    pub mtu: Option<u32>,
+    /// Where the maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// Where addresses are kept.
+    pub state_dir: PathBuf,
+    /// Sizes of what is in force.
+    pub counts: Counts,
+    /// The last time that cluster state was brought into force, if ever.
+    pub last_sync: Option<SyncReport>,
+    /// What of the cluster state was refused.
+    pub problems: Vec<ProblemReport>,
+    /// What an operator should know though it is no fault: policies that are not enforced, for one.
+    pub notes: Vec<String>,
+}
+
+/// How much is in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Nodes of the cluster, this one included.
+    pub nodes: u64,
+    /// Pods attached to this node.
+    pub pods: u64,
+    /// Frontends: a Service's port on one of its virtual IPs.
+    pub services: u64,
+    /// Backends, draining ones included.
+    pub backends: u64,
+}
+
+/// A round of bringing cluster state into force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncReport {
+    /// When it ended, milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// How long it took, microseconds.
+    pub duration_us: u64,
+    /// How many changes it made to the kernel.
+    pub steps: u64,
+}
+
+/// A part of the cluster state that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemReport {
+    /// The file.
+    pub file: String,
+    /// The document's number in it, from 1.
+    pub document: Option<u32>,
+    /// Kind, namespace and name of the object, as far as they could be read.
+    pub object: Option<String>,
+    /// The field, as `spec.ports[0].port`.
+    pub field: Option<String>,
+    /// What is wrong with it and what is done instead.
+    pub message: String,
+}
+
+/// One line of `monitor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MonitorEvent {
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: Happening,
+}
+
+/// What can be watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "event")]
+pub enum Happening {
+    /// A packet was dropped.
+    Drop(DroppedPacket),
+    /// Cluster state came into force.
+    Synced(SyncReport),
+    /// A part of the cluster state was refused.
+    Problem(ProblemReport),
+    /// A pod was attached.
+    PodAttached(Pod),
+    /// A pod was removed.
+    PodDeleted(Pod),
+    /// This listener was too slow and missed events.
+    Lost {
+        /// How many.
+        events: u64,
+    },
+}
+
+/// A dropped packet, as it was when it was parsed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DroppedPacket {
+    /// [`DropReason::name`](shunt_common::verdict::DropReason::name).
+    pub reason: String,
+    /// The program that dropped it.
+    pub program: String,
+    /// The interface whose hook saw it; its number if it is gone.
+    pub interface: String,
+    /// Bytes, Ethernet header included.
+    pub length: u32,
+    /// EtherType.
+    pub ethertype: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source address, if it was parsed.
+    pub source: Option<IpAddr>,
+    /// Destination address, if it was parsed.
+    pub destination: Option<IpAddr>,
+    /// Source port, 0 if there is none.
+    pub source_port: u16,
+    /// Destination port, 0 if there is none.
+    pub destination_port: u16,
+}
