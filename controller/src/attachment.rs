@@ -2,7 +2,7 @@
 //!
 //! The plugin, the agent and the address book all name an attachment this way.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{fmt, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shunt_common::net::Mac;
@@ -18,6 +18,39 @@ pub struct AttachmentKey {
     pub container_id: String,
     /// `CNI_IFNAME`.
     pub ifname: String,
+}
+
+/// What Kubernetes' runtimes say of a pod in `CNI_ARGS`; empty where they don't.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodIdentity {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+    /// `K8S_POD_UID`.
+    pub uid: String,
+}
+
+/// An attachment with all that was given to it: a record of the address book.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// The attachment.
+    pub attachment: AttachmentKey,
+    /// The network's name.
+    pub network: String,
+    /// Whose it is.
+    pub pod: PodIdentity,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// MAC of the pod's end.
+    #[serde(with = "mac_text")]
+    pub mac: Mac,
+    /// The host-side end.
+    pub host_interface: String,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
 }
 
 /// Why a text cannot be part of a key.

@@ -3,6 +3,7 @@
 pub mod attachment;
 pub mod compile;
 pub mod config;
+pub mod ipam;
 pub mod kernel;
 pub mod model;
 pub mod socket;

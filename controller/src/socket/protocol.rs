@@ -9,7 +9,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use shunt_common::net::Mac;
 
-use crate::attachment::{AttachmentKey, mac_text};
+pub use crate::attachment::{AttachmentKey, Pod, PodIdentity};
+
+use crate::attachment::mac_text;
 
 /// A longer line is refused. The largest honest one is a GC with every attachment of a node (some 100 bytes each).
 pub const MAX_LINE: usize = 1 << 20;
@@ -54,18 +56,6 @@ pub struct PodAdd {
     /// Whose attachment it is, if the runtime says so.
     #[serde(default)]
     pub pod: PodIdentity,
-}
-
-/// What Kubernetes' runtimes say of a pod in `CNI_ARGS`; empty where they don't.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodIdentity {
-    /// `K8S_POD_NAMESPACE`.
-    pub namespace: String,
-    /// `K8S_POD_NAME`.
-    pub name: String,
-    /// `K8S_POD_UID`.
-    pub uid: String,
 }
 
 /// What the plugin needs to build the interface pair.
@@ -132,27 +122,6 @@ pub struct PodGc {
 pub struct PodGcDone {
     /// In order of their keys.
     pub removed: Vec<AttachmentKey>,
-}
-
-/// An attachment as the agent knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pod {
-    /// The attachment.
-    pub attachment: AttachmentKey,
-    /// The network's name.
-    pub network: String,
-    /// Whose it is.
-    pub pod: PodIdentity,
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// MAC of the pod's end.
-    #[serde(with = "mac_text")]
-    pub mac: Mac,
-    /// The host-side end.
-    pub host_interface: String,
-    /// Path of its network namespace.
-    pub netns: PathBuf,
 }
 
 /// The outcome of a request, one line.

@@ -1,0 +1,201 @@
+//! Addresses from the Node's pod range, and the record of who has which: STATE_DIR/`ipam.json`.
+//!
+//! [`book`] decides and knows no disk and no clock; [`file`](mod@file) keeps it through crashes. What is answered was on disk before.
+
+pub mod book;
+mod file;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    attachment::{AttachmentKey, Pod},
+    socket::protocol::{PodAdd, Refusal, RefusalReason},
+};
+use book::Book;
+
+/// Why there is no address, or no book of addresses.
+#[derive(Debug, thiserror::Error)]
+pub enum IpamError {
+    /// The Node has no range.
+    #[error("the Node has no IPv4 podCIDR: set spec.podCIDR and spec.podCIDRs of this Node")]
+    NoRange,
+    /// The range has no room for a pod.
+    #[error(
+        "podCIDR {0} is too small: a /30 is the least, since its network, gateway and broadcast addresses are not given to pods"
+    )]
+    RangeTooSmall(Ipv4Net),
+    /// The range is not the one that pods still have addresses of.
+    #[error(
+        "podCIDR is now {range}, but {held} pod(s) of this node hold addresses outside of it ({example} has {address}): \
+         delete these pods, then new ones get addresses of {range}"
+    )]
+    RangeChanged {
+        /// The Node's range.
+        range: Ipv4Net,
+        /// How many hold others.
+        held: usize,
+        /// One of them.
+        example: String,
+        /// Its address.
+        address: Ipv4Addr,
+    },
+    /// Every address is held.
+    #[error(
+        "podCIDR {range} is full: all of its {usable} addresses for pods are held; delete pods or give the Node a larger range"
+    )]
+    Full {
+        /// The Node's range.
+        range: Ipv4Net,
+        /// How many addresses it has for pods.
+        usable: u32,
+    },
+    /// Those not held were released too lately.
+    #[error(
+        "podCIDR {range} has no address that may be used yet: {cooling} were released less than {} s ago; try again in {} s",
+        book::COOL_DOWN.as_secs(), .wait.as_secs() + 1
+    )]
+    Cooling {
+        /// The Node's range.
+        range: Ipv4Net,
+        /// How many addresses wait.
+        cooling: usize,
+        /// Until the first may be used.
+        wait: Duration,
+    },
+    /// The file is not what was written.
+    #[error(
+        "cannot use the address book {}: {problem}. It says which addresses pods have, so it is not guessed: put a good copy in its \
+         place, or, when no pod runs on this node, remove the file; then start the agent again", .path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl From<IpamError> for Refusal {
+    fn from(error: IpamError) -> Self {
+        let reason = match &error {
+            IpamError::NoRange | IpamError::RangeTooSmall(_) | IpamError::RangeChanged { .. } => RefusalReason::RangeUnusable,
+            IpamError::Full { .. } => RefusalReason::RangeFull,
+            IpamError::Cooling { .. } => RefusalReason::TryAgain,
+            IpamError::Corrupt { .. } | IpamError::Disk { .. } => RefusalReason::Failed,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+/// The address book of a node: every change is on disk before it is answered.
+#[derive(Debug)]
+pub struct Ipam {
+    path: PathBuf,
+    book: Book,
+}
+
+impl Ipam {
+    /// Opens the book in a state directory (made if missing, mode 0700). A book that never was is empty.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not what was written.
+    pub fn open(state_dir: &Path) -> Result<Self, IpamError> {
+        file::make_dir(state_dir)?;
+        let path = state_dir.join(file::NAME);
+        let book = file::read(&path)?.unwrap_or_default();
+        Ok(Self { path, book })
+    }
+
+    /// Gives an attachment its address: the one it has if it has one, else the next free one of the range after the last given.
+    /// `range` is the Node's present podCIDR. `taken` tells of addresses that are in use though the book doesn't have them.
+    ///
+    /// # Errors
+    /// There is none to give, or it could not be recorded.
+    pub fn allocate(
+        &mut self,
+        request: &PodAdd,
+        range: Option<Ipv4Net>,
+        taken: impl Fn(Ipv4Addr) -> bool,
+        now: SystemTime,
+    ) -> Result<Pod, IpamError> {
+        let mut book = self.book.clone();
+        let pod = book.allocate(request, range, taken, since_epoch(now))?;
+        self.commit(book)?;
+        Ok(pod)
+    }
+
+    /// Takes an attachment's address back. `None` if it has none.
+    ///
+    /// # Errors
+    /// It could not be recorded.
+    pub fn release(&mut self, key: &AttachmentKey, now: SystemTime) -> Result<Option<Pod>, IpamError> {
+        let mut book = self.book.clone();
+        let released = book.release(key, since_epoch(now));
+        if released.is_some() {
+            self.commit(book)?;
+        }
+        Ok(released)
+    }
+
+    /// Whether addresses can be given from a range, as far as the range goes.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_range(&self, range: Option<Ipv4Net>) -> Result<(), IpamError> {
+        self.book.usable(range).map(|_| ())
+    }
+
+    /// All attachments.
+    #[must_use]
+    pub fn pods(&self) -> &BTreeMap<AttachmentKey, Pod> {
+        self.book.pods()
+    }
+
+    fn commit(&mut self, book: Book) -> Result<(), IpamError> {
+        if book != self.book {
+            file::write(&self.path, &book)?;
+            self.book = book;
+        }
+        Ok(())
+    }
+}
+
+/// The attachments in a state directory, without opening it for writing: for readers beside an agent.
+///
+/// # Errors
+/// As [`Ipam::open`]; a book that never was is empty.
+pub fn read_pods(state_dir: &Path) -> Result<Vec<Pod>, IpamError> {
+    let book = file::read(&state_dir.join(file::NAME))?.unwrap_or_default();
+    Ok(book.pods().values().cloned().collect())
+}
+
+/// Removes the book and what a crash left of writing it, for `cleanup`. No error if there is none.
+///
+/// # Errors
+/// The file system refused.
+pub fn remove(state_dir: &Path) -> Result<(), IpamError> {
+    file::remove(&state_dir.join(file::NAME))
+}
+
+/// A clock before 1970 counts as 1970: the book copes with clocks that jump.
+fn since_epoch(now: SystemTime) -> Duration {
+    now.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
