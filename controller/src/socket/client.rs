@@ -114,11 +114,11 @@ impl Client {
         self.ask(&Request::PodAttach(request))
     }
 
-    /// Checks the host's side of an attachment.
+    /// Checks the host's side of an attachment, and says what the pod's side should be.
     ///
     /// # Errors
     /// Something is not as it should be, or the agent did not answer.
-    pub fn pod_check(&mut self, request: PodCheck) -> Result<(), ClientError> {
+    pub fn pod_check(&mut self, request: PodCheck) -> Result<PodAdded, ClientError> {
         self.ask(&Request::PodCheck(request))
     }
 

@@ -30,7 +30,7 @@ pub enum Request {
     PodAdd(PodAdd),
     /// Answered with nothing.
     PodAttach(PodAttach),
-    /// Answered with nothing if all is as it should be.
+    /// Answered with [`PodAdded`] if the host's side is as it should be.
     PodCheck(PodCheck),
     /// Answered with nothing, also if there was nothing to delete.
     PodDelete(PodDelete),
@@ -58,7 +58,7 @@ pub struct PodAdd {
     pub pod: PodIdentity,
 }
 
-/// What the plugin needs to build the interface pair.
+/// What the plugin needs to build the interface pair, or to check the pod's end of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodAdded {
@@ -151,7 +151,7 @@ pub struct Refusal {
 pub enum RefusalReason {
     /// The request cannot be understood or carries an impossible value.
     BadRequest,
-    /// The agent has not brought the dataplane up, or has lost it.
+    /// The agent has not brought the dataplane up yet, so that pods cannot be added.
     NotReady,
     /// The same request may succeed soon.
     TryAgain,
@@ -163,7 +163,7 @@ pub enum RefusalReason {
     Unknown,
     /// A check found something that is not as it should be.
     CheckFailed,
-    /// The kernel or the disk refused.
+    /// The kernel or the disk refused. Of [`Request::Ready`]: the dataplane is broken, and pods that exist may be cut off.
     Failed,
 }
 

@@ -32,8 +32,8 @@ pub trait Handler: Send + Sync + 'static {
     fn pod_add(&self, request: PodAdd) -> impl Future<Output = Result<PodAdded, Refusal>> + Send;
     /// Attaches a pod whose interface pair stands.
     fn pod_attach(&self, request: PodAttach) -> impl Future<Output = Result<(), Refusal>> + Send;
-    /// Checks the host's side of an attachment.
-    fn pod_check(&self, request: PodCheck) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Checks the host's side of an attachment, and says what the pod's side should be.
+    fn pod_check(&self, request: PodCheck) -> impl Future<Output = Result<PodAdded, Refusal>> + Send;
     /// Removes an attachment.
     fn pod_delete(&self, request: PodDelete) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Removes attachments that are not valid any more.
