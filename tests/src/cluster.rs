@@ -1,0 +1,187 @@
+//! The cluster's state as its nodes see it: a directory of Kubernetes YAML.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+/// A cluster state directory. Files appear by rename, as a careful writer does it.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    staging: PathBuf,
+}
+
+/// A Service port and the port of its backends.
+#[derive(Clone, Copy, Debug)]
+pub struct Port {
+    /// `TCP` or `UDP`.
+    pub protocol: &'static str,
+    /// On the virtual IP.
+    pub port: u16,
+    /// On the backends.
+    pub target: u16,
+}
+
+impl Port {
+    /// A TCP port.
+    #[must_use]
+    pub const fn tcp(port: u16, target: u16) -> Self {
+        Self { protocol: "TCP", port, target }
+    }
+
+    /// A UDP port.
+    #[must_use]
+    pub const fn udp(port: u16, target: u16) -> Self {
+        Self { protocol: "UDP", port, target }
+    }
+
+    fn name(&self) -> String {
+        format!("{}-{}", self.protocol.to_lowercase(), self.port)
+    }
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The node it is on.
+    pub node: String,
+    /// Whether it gets new connections.
+    pub ready: bool,
+    /// Whether it is going away.
+    pub terminating: bool,
+}
+
+impl Endpoint {
+    /// A ready one.
+    #[must_use]
+    pub fn ready(address: Ipv4Addr, node: &str) -> Self {
+        Self { address, node: node.to_owned(), ready: true, terminating: false }
+    }
+
+    /// One that serves what it has and is going away.
+    #[must_use]
+    pub fn terminating(address: Ipv4Addr, node: &str) -> Self {
+        Self { address, node: node.to_owned(), ready: false, terminating: true }
+    }
+}
+
+impl Cluster {
+    /// An empty state in a directory that exists; files are prepared beside it.
+    ///
+    /// # Errors
+    /// The directories could not be made.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let staging = dir.with_extension("staging");
+        fs::create_dir_all(dir)?;
+        fs::create_dir_all(&staging)?;
+        Ok(Self { dir: dir.to_owned(), staging })
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes a file of several documents, atomically.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub fn put(&self, file: &str, documents: &[Value]) -> Result<()> {
+        let yaml: Vec<_> = documents.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
+        self.put_text(file, &yaml.join("---\n"))
+    }
+
+    /// Writes a file as it is, atomically.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub fn put_text(&self, file: &str, text: &str) -> Result<()> {
+        let staged = self.staging.join(file);
+        fs::write(&staged, text).with_context(|| format!("cannot write {}", staged.display()))?;
+        fs::rename(&staged, self.dir.join(file)).with_context(|| format!("cannot place {file}"))
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn remove(&self, file: &str) -> Result<()> {
+        fs::remove_file(self.dir.join(file)).with_context(|| format!("cannot remove {file}"))
+    }
+
+    /// A Node; the VTEP MAC, if given, as flannel writes it.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn put_node(&self, name: &str, address: Ipv4Addr, pod_range: (Ipv4Addr, u8), vtep_mac: Option<&str>) -> Result<()> {
+        let range = format!("{}/{}", pod_range.0, pod_range.1);
+        let mut node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": name },
+            "spec": { "podCIDR": range, "podCIDRs": [range] },
+            "status": { "addresses": [
+                { "type": "InternalIP", "address": address },
+                { "type": "Hostname", "address": name },
+            ] },
+        });
+        if let Some(mac) = vtep_mac {
+            node["metadata"]["annotations"] = json!({
+                "flannel.alpha.coreos.com/backend-type": "vxlan",
+                "flannel.alpha.coreos.com/backend-data": json!({ "VNI": crate::topology::VNI, "VtepMAC": mac }).to_string(),
+                "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                "flannel.alpha.coreos.com/public-ip": address,
+            });
+        }
+        self.put(&format!("node-{name}.yaml"), &[node])
+    }
+
+    /// A Service with a virtual IP.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn put_service(&self, name: &str, ip: Ipv4Addr, ports: &[Port]) -> Result<()> {
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|port| json!({ "name": port.name(), "protocol": port.protocol, "port": port.port, "targetPort": port.target }))
+            .collect();
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": { "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "selector": { "app": name }, "ports": ports },
+        });
+        self.put(&format!("service-{name}.yaml"), &[service])
+    }
+
+    /// The one EndpointSlice of a Service.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn put_endpoints(&self, service: &str, ports: &[Port], endpoints: &[Endpoint]) -> Result<()> {
+        let ports: Vec<_> =
+            ports.iter().map(|port| json!({ "name": port.name(), "protocol": port.protocol, "port": port.target })).collect();
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(|endpoint| {
+                json!({
+                    "addresses": [endpoint.address],
+                    "nodeName": endpoint.node,
+                    "conditions": { "ready": endpoint.ready, "serving": true, "terminating": endpoint.terminating },
+                })
+            })
+            .collect();
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": { "name": format!("{service}-1"), "namespace": "default", "labels": { "kubernetes.io/service-name": service } },
+            "addressType": "IPv4", "ports": ports, "endpoints": endpoints,
+        });
+        self.put(&format!("endpoints-{service}.yaml"), &[slice])
+    }
+}

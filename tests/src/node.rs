@@ -1,0 +1,288 @@
+//! A node with an agent of ours.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    net::Ipv4Addr,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{
+    command,
+    netns::Netns,
+    topology::{derived_mac, node_address, pod_range},
+    underlay::UPLINK,
+};
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A node. Its agent is a child of this process; pods are made by the CNI plugin that talks to it.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name in the cluster.
+    pub name: String,
+    /// Its number, from 1.
+    pub number: u8,
+    /// Its namespace: the host's side of everything.
+    pub netns: Netns,
+    dir: PathBuf,
+    pins: PathBuf,
+    cgroup: PathBuf,
+    cluster: PathBuf,
+    agent: Option<Child>,
+}
+
+/// The `shunt` to test: `SHUNT_BIN`, else the one that was built beside us.
+///
+/// # Errors
+/// There is none.
+pub fn shunt_binary() -> Result<PathBuf> {
+    let built = || -> Option<PathBuf> {
+        let me = std::env::current_exe().ok()?;
+        me.ancestors().skip(1).take(2).map(|dir| dir.join("shunt")).find(|file| file.is_file())
+    };
+    let path = std::env::var_os("SHUNT_BIN").map(PathBuf::from).or_else(built);
+    let path = path.context("no `shunt` to run: build it with `cargo xtask build` and name it in SHUNT_BIN")?;
+    fs::canonicalize(&path).with_context(|| format!("no `shunt` at {}", path.display()))
+}
+
+impl Node {
+    pub(crate) fn new(
+        name: &str,
+        number: u8,
+        netns: Netns,
+        lab: &Path,
+        pins: PathBuf,
+        cgroup: PathBuf,
+        cluster: &Path,
+    ) -> Result<Self> {
+        let dir = lab.join(name);
+        fs::create_dir_all(dir.join("run"))?;
+        fs::create_dir_all(dir.join("state"))?;
+        fs::create_dir_all(&pins).with_context(|| format!("cannot make the pin directory {}", pins.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            number,
+            netns,
+            pins: pins.join(name),
+            dir,
+            cgroup,
+            cluster: cluster.to_owned(),
+            agent: None,
+        })
+    }
+
+    /// Its address on the underlay.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        node_address(self.number)
+    }
+
+    /// Its pod range.
+    #[must_use]
+    pub fn pod_range(&self) -> (Ipv4Addr, u8) {
+        pod_range(self.number)
+    }
+
+    /// The MAC of its tunnel end.
+    #[must_use]
+    pub fn vtep_mac(&self) -> String {
+        derived_mac(self.address())
+    }
+
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/agent.sock")
+    }
+
+    /// Where its maps and links are pinned.
+    #[must_use]
+    pub fn pin_dir(&self) -> &Path {
+        &self.pins
+    }
+
+    /// What must outlive a reboot of it.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// A configuration file that the agent is given if it exists.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("config.yaml")
+    }
+
+    /// `shunt agent ...` as this node runs it, with another cluster state if one is named.
+    ///
+    /// # Errors
+    /// There is no `shunt`.
+    pub fn agent_command(&self, cluster: Option<&Path>) -> Result<Command> {
+        let mut command = self.netns.command(shunt_binary()?);
+        command.args(["agent", "--node-name", &self.name, "--underlay", UPLINK]);
+        command.arg("--cluster-state").arg(cluster.unwrap_or(&self.cluster));
+        command.arg("--run-dir").arg(self.dir.join("run"));
+        command.arg("--state-dir").arg(self.state_dir());
+        command.arg("--pin-dir").arg(&self.pins);
+        command.arg("--cgroup").arg(&self.cgroup);
+        if self.config_file().exists() {
+            command.arg("--config").arg(self.config_file());
+        }
+        // Ctrl-C is for us, who then take everything down in order.
+        command.process_group(0).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_on(None)
+    }
+
+    /// Starts the agent on another cluster state.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_agent_on(&mut self, cluster: Option<&Path>) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let mut command = self.agent_command(cluster)?;
+        command.stdout(log.try_clone()?).stderr(log);
+        self.agent = Some(command.spawn().with_context(|| format!("cannot start the agent of {}", self.name))?);
+        Ok(())
+    }
+
+    /// The agent's process id, if it was started and not killed.
+    #[must_use]
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
+    /// Ends the agent without warning.
+    ///
+    /// # Errors
+    /// It could not be waited for.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill()?;
+            agent.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Asks the agent to end and waits for it.
+    ///
+    /// # Errors
+    /// It is not running, or didn't end.
+    pub fn stop_agent(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("the agent is not running")?;
+        let pid = nix::unistd::Pid::from_raw(agent.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let start = Instant::now();
+        while agent.try_wait()?.is_none() {
+            if start.elapsed() > READY_WITHIN {
+                agent.kill()?;
+                agent.wait()?;
+                bail!("the agent of {} didn't end on SIGTERM", self.name);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Waits until the agent says that it is healthy.
+    ///
+    /// # Errors
+    /// It doesn't, with the end of its log.
+    pub fn wait_ready(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let status = self.shunt(&["status"])?;
+            if status.status.success() {
+                return Ok(());
+            }
+            if start.elapsed() > READY_WITHIN {
+                let said = String::from_utf8_lossy(&status.stderr).trim().to_owned();
+                bail!("the agent of {} is not healthy: {said}\nits log ends:\n{}", self.name, self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs a `shunt` command against this node's agent.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn shunt(&self, args: &[&str]) -> Result<Output> {
+        let mut command = self.netns.command(shunt_binary()?);
+        command.args(args).arg("--run-dir").arg(self.dir.join("run"));
+        command::output(&mut command)
+    }
+
+    /// What `shunt get WHAT -o json` says.
+    ///
+    /// # Errors
+    /// It failed, or what it printed is no JSON.
+    pub fn get(&self, what: &str) -> Result<Value> {
+        self.json(&["get", what, "-o", "json"])
+    }
+
+    /// What `shunt status -o json` says, healthy or not.
+    ///
+    /// # Errors
+    /// What it printed is no JSON.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.shunt(&["status", "-o", "json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("`shunt status` of {}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim()))
+    }
+
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = self.shunt(args)?;
+        if !output.status.success() {
+            bail!("`shunt {}` on {}: {}", args.join(" "), self.name, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| format!("`shunt {}` is no JSON", args.join(" ")))
+    }
+
+    /// `shunt cleanup` of this node.
+    ///
+    /// # Errors
+    /// It could not be started or failed.
+    pub fn cleanup(&self) -> Result<String> {
+        let mut command = self.netns.command(shunt_binary()?);
+        command.arg("cleanup").arg("--run-dir").arg(self.dir.join("run"));
+        command.arg("--pin-dir").arg(&self.pins).arg("--state-dir").arg(self.state_dir());
+        command::run(&mut command)
+    }
+
+    /// Where its agent writes its log.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// The last lines of the agent's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// A file for the output of a program that runs on the node.
+    ///
+    /// # Errors
+    /// It could not be made.
+    pub fn output_file(&self, name: &str) -> Result<File> {
+        Ok(File::create(self.dir.join(name))?)
+    }
+}

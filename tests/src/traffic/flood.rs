@@ -1,0 +1,109 @@
+//! A steady exchange that counts what gets lost, for as long as something else is done to the node.
+
+use std::{
+    net::{SocketAddrV4, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::netns::Netns;
+
+/// A stream of numbered UDP datagrams to an echo server.
+#[derive(Debug)]
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    worker: Option<JoinHandle<Result<Tally>>>,
+}
+
+/// What became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Sent.
+    pub sent: u64,
+    /// Came back.
+    pub received: u64,
+    /// The longest time without an answer.
+    pub longest_gap: Duration,
+}
+
+impl Tally {
+    /// Those that never came back.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.sent - self.received
+    }
+}
+
+impl Flood {
+    /// Starts sending one datagram every `interval` from a namespace to an echo server.
+    ///
+    /// # Errors
+    /// No socket, or no route.
+    pub fn start(netns: &Netns, to: SocketAddrV4, interval: Duration) -> Result<Self> {
+        let socket = netns.inside(|| UdpSocket::bind("0.0.0.0:0"))?;
+        socket.connect(to).with_context(|| format!("{} to UDP {to}", netns.name()))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let worker = thread::spawn(move || flood(&socket, interval, &flag));
+        Ok(Self { stop, worker: Some(worker) })
+    }
+
+    /// Stops sending, waits for what is under way, and counts.
+    ///
+    /// # Errors
+    /// The socket failed in between.
+    pub fn stop(mut self) -> Result<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        let worker = self.worker.take().context("already stopped")?;
+        worker.join().map_err(|_| anyhow!("the flood panicked"))?
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn flood(socket: &UdpSocket, interval: Duration, stop: &AtomicBool) -> Result<Tally> {
+    const STRAGGLERS: Duration = Duration::from_millis(500);
+    let receiver = socket.try_clone()?;
+    receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let done = &done;
+        let counter = scope.spawn(move || {
+            let mut tally = Tally::default();
+            let mut buffer = [0; 256];
+            let mut last = Instant::now();
+            while !done.load(Ordering::Relaxed) {
+                if receiver.recv(&mut buffer).is_ok() {
+                    tally.received += 1;
+                    tally.longest_gap = tally.longest_gap.max(last.elapsed());
+                    last = Instant::now();
+                }
+            }
+            tally
+        });
+        let mut sent = 0u64;
+        let mut next = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            // A refusal of an earlier datagram is reported here; that one is lost, this one was not sent.
+            if socket.send(&sent.to_be_bytes()).is_ok() {
+                sent += 1;
+            }
+            next += interval;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+        thread::sleep(STRAGGLERS);
+        done.store(true, Ordering::Relaxed);
+        let tally = counter.join().map_err(|_| anyhow!("the counter panicked"))?;
+        Ok(Tally { sent, ..tally })
+    })
+}

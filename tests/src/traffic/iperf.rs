@@ -1,0 +1,70 @@
+//! iperf3 between two namespaces.
+
+use std::{
+    net::Ipv4Addr,
+    process::{Child, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{command, netns::Netns};
+
+/// A server that serves one client after the other until dropped.
+#[derive(Debug)]
+pub struct IperfServer {
+    child: Child,
+    address: Ipv4Addr,
+}
+
+/// What a run measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Throughput {
+    /// Received bits a second.
+    pub bits_per_second: f64,
+    /// Segments sent again.
+    pub retransmits: u64,
+}
+
+impl IperfServer {
+    /// Starts one and waits until it listens.
+    ///
+    /// # Errors
+    /// iperf3 is not installed, or could not listen.
+    pub fn start(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
+        let mut command = netns.command("iperf3");
+        command.args(["-s", "-B", &address.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().context("cannot start iperf3")?;
+        for _ in 0..200 {
+            if netns.run("ss", "-Hltn sport = :5201").is_ok_and(|listening| !listening.is_empty()) {
+                return Ok(Self { child, address });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("iperf3 doesn't listen in {}", netns.name());
+    }
+
+    /// Sends TCP for some seconds from a namespace, with extra arguments of iperf3.
+    ///
+    /// # Errors
+    /// iperf3 failed or the connection did.
+    pub fn measure(&self, from: &Netns, to: Ipv4Addr, seconds: u32, extra: &[&str]) -> Result<Throughput> {
+        let mut command = from.command("iperf3");
+        command.args(["-J", "-C", "cubic", "--connect-timeout", "3000", "-t", &seconds.to_string(), "-c", &to.to_string()]);
+        let output = command::output(command.args(extra))?;
+        let report: Value = serde_json::from_slice(&output.stdout).context("iperf3's report is no JSON")?;
+        let Some(bits_per_second) = report["end"]["sum_received"]["bits_per_second"].as_f64() else {
+            bail!("iperf3 from {} to {to} (server at {}): {}", from.name(), self.address, report["error"]);
+        };
+        Ok(Throughput { bits_per_second, retransmits: report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or(0) })
+    }
+}
+
+impl Drop for IperfServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
