@@ -1,3 +1,20 @@
-//! The kernel as the agent sees it. Only this room imports aya, and only `links` speaks netlink.
+//! The kernel as the agent sees it. Only this room imports aya, and only `netlink`, `links`, `routes` and `watch` speak netlink.
 
+pub mod bpf;
+pub mod cleanup;
+pub mod defrag;
+pub mod events;
+pub mod features;
+pub mod links;
+pub mod maps;
+pub mod netlink;
+pub mod pins;
+pub mod programs;
+pub mod read;
+pub mod routes;
 pub mod step;
+pub mod sweeper;
+pub mod sys;
+pub mod sysctl;
+pub mod table;
+pub mod watch;

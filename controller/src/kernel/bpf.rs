@@ -1,0 +1,255 @@
+//! The interpreter of steps over the real maps and routes.
+
+use std::{collections::BTreeMap, mem};
+
+use ipnet::Ipv4Net;
+use shunt_common::{
+    address::Prefix,
+    net::{Ip4, V4, proto},
+    service::{Backend, ServiceKey, state},
+};
+
+use super::{
+    links::LinksError,
+    maps::Maps,
+    netlink::Netlink,
+    routes::Via,
+    step::{Actual, Kernel, Step},
+    sys::Cursor,
+    table::TableError,
+};
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// A map refuses.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The routing table refuses.
+    #[error(transparent)]
+    Links(#[from] LinksError),
+}
+
+impl BpfError {
+    /// Whether a map has no room: what is in force stays, and other steps may go on.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Table(TableError::Full { .. }))
+    }
+}
+
+/// The kernel of this node.
+#[derive(Debug)]
+pub struct BpfKernel {
+    maps: Maps,
+    netlink: Netlink,
+    via: Via,
+    /// Backend ids from here on were never used, once all have been read.
+    backend_end: Option<u32>,
+}
+
+impl BpfKernel {
+    /// Over these maps and routes.
+    #[must_use]
+    pub fn new(maps: Maps, netlink: Netlink, via: Via) -> Self {
+        Self { maps, netlink, via, backend_end: None }
+    }
+
+    /// The maps.
+    #[must_use]
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The netlink socket.
+    pub fn netlink(&mut self) -> &mut Netlink {
+        &mut self.netlink
+    }
+
+    /// Where host routes lead.
+    #[must_use]
+    pub fn via(&self) -> Via {
+        self.via
+    }
+
+    /// Lets host routes lead elsewhere from now on: `shunt0` was made anew, or the node's address has changed.
+    pub fn set_via(&mut self, via: Via) {
+        self.via = via;
+    }
+
+    /// Carries out steps of one kind.
+    fn carry_out_run(&mut self, steps: &[Step]) -> Result<(), (usize, BpfError)> {
+        let maps = &self.maps;
+        let describe_at = |index: usize| steps.get(index).map(describe).unwrap_or_default();
+        match &steps[0] {
+            Step::PutBackend { .. } => {
+                let rows = steps.iter().filter_map(|step| match step {
+                    Step::PutBackend { id, backend } => Some((*id, *backend)),
+                    _ => None,
+                });
+                let (keys, values): (Vec<u32>, Vec<Backend<V4>>) = rows.unzip();
+                let end = keys.iter().max().map_or(0, |id| id.saturating_add(1));
+                self.backend_end = self.backend_end.map(|known| known.max(end));
+                maps.backends.put_all(&keys, &values, describe_at).map_err(at_row)
+            }
+            Step::PutSlots { .. } => {
+                let rows = steps.iter().enumerate().flat_map(|(step, put)| match put {
+                    Step::PutSlots { base, ids } => {
+                        ids.iter().enumerate().map(|(offset, id)| (base.saturating_add(offset as u32), (*id, step))).collect()
+                    }
+                    _ => Vec::new(),
+                });
+                let (keys, rest): (Vec<u32>, Vec<(u32, usize)>) = rows.unzip();
+                let (values, owners): (Vec<u32>, Vec<usize>) = rest.into_iter().unzip();
+                let owner = |row: usize| owners.get(row).copied().unwrap_or_default();
+                maps.slots
+                    .put_all(&keys, &values, |row| describe_at(owner(row)))
+                    .map_err(|(row, error)| (owner(row), error.into()))
+            }
+            Step::PutService { .. } => {
+                let rows = steps.iter().filter_map(|step| match step {
+                    Step::PutService { key, service } => Some((*key, *service)),
+                    _ => None,
+                });
+                let (keys, values): (Vec<_>, Vec<_>) = rows.unzip();
+                maps.services.put_all(&keys, &values, describe_at).map_err(at_row)
+            }
+            Step::PutAddress { .. } => {
+                let rows = steps.iter().filter_map(|step| match step {
+                    Step::PutAddress { addr, address } => Some((*addr, *address)),
+                    _ => None,
+                });
+                let (keys, values): (Vec<_>, Vec<_>) = rows.unzip();
+                maps.addresses.put_all(&keys, &values, describe_at).map_err(at_row)
+            }
+            Step::PutRoute { .. } => {
+                let rows = steps.iter().filter_map(|step| match step {
+                    Step::PutRoute { prefix, route } => Some((*prefix, *route)),
+                    _ => None,
+                });
+                let (keys, values): (Vec<_>, Vec<_>) = rows.unzip();
+                maps.routes.put_all(&keys, &values, describe_at).map_err(at_row)
+            }
+            Step::DeleteService { .. } | Step::DeleteAddress { .. } | Step::DeleteRoute { .. } => {
+                for (index, step) in steps.iter().enumerate() {
+                    let deleted = match step {
+                        Step::DeleteService { key } => maps.services.delete(key),
+                        Step::DeleteAddress { addr } => maps.addresses.delete(addr),
+                        Step::DeleteRoute { prefix } => maps.routes.delete(prefix),
+                        _ => Ok(false),
+                    };
+                    deleted.map_err(|error| (index, error.into()))?;
+                }
+                Ok(())
+            }
+            Step::AddHostRoute { .. } => {
+                let prefixes: Vec<Ipv4Net> = steps.iter().filter_map(host_route).collect();
+                self.via.add(&mut self.netlink, &prefixes).map_err(at_row)
+            }
+            Step::RemoveHostRoute { .. } => {
+                let prefixes: Vec<Ipv4Net> = steps.iter().filter_map(host_route).collect();
+                self.via.remove(&mut self.netlink, &prefixes).map_err(at_row)
+            }
+        }
+    }
+
+    /// The slots that some Service's run covers, and only these.
+    fn read_slots(&self, actual: &mut Actual) -> Result<(), BpfError> {
+        let capacity = self.maps.slots.capacity();
+        let run = |base: u32, count: u32| base.min(capacity)..base.saturating_add(count).min(capacity);
+        let end = actual.services.values().map(|service| run(service.base, service.count).end).max().unwrap_or(0);
+        let mut slots: Vec<u32> = Vec::with_capacity(end as usize);
+        if end > 0 {
+            self.maps.slots.walk(&mut Cursor::default(), |_, values| {
+                slots.extend_from_slice(values);
+                slots.len() < end as usize
+            })?;
+        }
+        let mut covered = BTreeMap::new();
+        for service in actual.services.values() {
+            covered.extend(run(service.base, service.count).filter_map(|slot| Some((slot, *slots.get(slot as usize)?))));
+        }
+        actual.slots = covered;
+        Ok(())
+    }
+
+    /// Backends that are or were in use. The first time all ids are read; later those up to the highest that was ever written.
+    fn read_backends(&mut self) -> Result<BTreeMap<u32, Backend<V4>>, BpfError> {
+        let end = self.backend_end.unwrap_or(u32::MAX);
+        let mut backends = Vec::new();
+        self.maps.backends.walk(&mut Cursor::default(), |ids, values| {
+            let rows = ids.iter().copied().zip(values.iter().copied());
+            backends.extend(rows.filter(|(id, backend)| *id != 0 && (backend.generation != 0 || backend.state != state::FREE)));
+            ids.last().is_some_and(|id| id.saturating_add(1) < end)
+        })?;
+        self.backend_end = Some(backends.last().map_or(1, |(id, _)| id + 1));
+        Ok(backends.into_iter().collect())
+    }
+}
+
+impl Kernel for BpfKernel {
+    type Error = BpfError;
+
+    fn carry_out(&mut self, steps: &[Step]) -> Result<(), (usize, BpfError)> {
+        let mut start = 0;
+        for run in steps.chunk_by(|a, b| mem::discriminant(a) == mem::discriminant(b)) {
+            self.carry_out_run(run).map_err(|(index, error)| (start + index, error))?;
+            start += run.len();
+        }
+        Ok(())
+    }
+
+    fn read_back(&mut self) -> Result<Actual, BpfError> {
+        let mut actual = Actual {
+            addresses: self.maps.addresses.entries()?.into_iter().collect(),
+            routes: self.maps.routes.entries()?.into_iter().collect(),
+            services: self.maps.services.entries()?.into_iter().collect(),
+            ..Actual::default()
+        };
+        self.read_slots(&mut actual)?;
+        actual.backends = self.read_backends()?;
+        actual.host_routes = self.via.list(&mut self.netlink)?;
+        Ok(actual)
+    }
+}
+
+fn at_row<E: Into<BpfError>>((index, error): (usize, E)) -> (usize, BpfError) {
+    (index, error.into())
+}
+
+fn host_route(step: &Step) -> Option<Ipv4Net> {
+    match step {
+        Step::AddHostRoute { prefix } | Step::RemoveHostRoute { prefix } => Some(*prefix),
+        _ => None,
+    }
+}
+
+/// A step's subject, for people.
+fn describe(step: &Step) -> String {
+    match step {
+        Step::PutBackend { id, backend } => format!("backend {id} ({}:{})", backend.addr, backend.port),
+        Step::PutSlots { base, ids } => format!("the run of {} slots from {base}", ids.len()),
+        Step::PutService { key, .. } | Step::DeleteService { key } => format!("frontend {}", frontend(key)),
+        Step::PutAddress { addr, .. } | Step::DeleteAddress { addr } => address(*addr),
+        Step::PutRoute { prefix, .. } | Step::DeleteRoute { prefix } => route(prefix),
+        Step::AddHostRoute { prefix } | Step::RemoveHostRoute { prefix } => format!("host route {prefix}"),
+    }
+}
+
+fn address(addr: Ip4) -> String {
+    format!("address {addr}")
+}
+
+fn route(prefix: &Prefix<V4>) -> String {
+    format!("route {}/{}", prefix.addr, prefix.len)
+}
+
+fn frontend(key: &ServiceKey<V4>) -> String {
+    let protocol = match key.proto {
+        proto::TCP => "TCP",
+        proto::UDP => "UDP",
+        proto::SCTP => "SCTP",
+        _ => "?",
+    };
+    format!("{}:{}/{protocol}", key.addr, key.port)
+}

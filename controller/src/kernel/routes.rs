@@ -1,0 +1,254 @@
+//! The host's routing table and neighbours, as far as they are ours: protocol number 83.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    LinkUnspec, RouteMessageBuilder,
+    packet_core::{NLM_F_CREATE, NLM_F_REPLACE},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
+    },
+};
+use shunt_common::{
+    config::link_local::{GATEWAY, HAIRPIN},
+    net::Mac,
+};
+
+use super::{
+    links::{LinksError, netlink_error},
+    netlink::Netlink,
+};
+
+/// Marks our routes: `S` in ASCII, unassigned in /etc/iproute2/rt_protos.
+pub const PROTOCOL: u8 = 83;
+
+/// What every route of ours to `shunt0` has in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Via {
+    /// `shunt0`.
+    pub tunnel: u32,
+    /// The source that the host's own packets take.
+    pub node_ip: Ipv4Addr,
+}
+
+impl Via {
+    /// `PREFIX via 169.254.1.1 dev shunt0 onlink src NODE_IP proto 83`.
+    fn message(self, prefix: Ipv4Net) -> RouteMessage {
+        RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(prefix.addr(), prefix.prefix_len())
+            .gateway(GATEWAY.into())
+            .output_interface(self.tunnel)
+            .pref_source(self.node_ip)
+            .protocol(RouteProtocol::Other(PROTOCOL))
+            .onlink()
+            .build()
+    }
+
+    /// Adds or replaces routes of the host to `shunt0`, many at a time.
+    ///
+    /// # Errors
+    /// The index of the first that failed, and why.
+    pub fn add(self, netlink: &mut Netlink, prefixes: &[Ipv4Net]) -> Result<(), (usize, LinksError)> {
+        let messages =
+            prefixes.iter().map(|prefix| (RouteNetlinkMessage::NewRoute(self.message(*prefix)), NLM_F_CREATE | NLM_F_REPLACE));
+        netlink
+            .pipeline(messages)
+            .map_err(|(index, error)| (index, netlink_error("add the route to", described(prefixes, index))(error)))
+    }
+
+    /// Removes routes of the host to `shunt0`; those that are gone already are no error.
+    ///
+    /// # Errors
+    /// The index of one that failed, and why.
+    pub fn remove(self, netlink: &mut Netlink, prefixes: &[Ipv4Net]) -> Result<(), (usize, LinksError)> {
+        let mut start = 0;
+        while start < prefixes.len() {
+            let messages = prefixes[start..].iter().map(|prefix| (RouteNetlinkMessage::DelRoute(self.message(*prefix)), 0));
+            match netlink.pipeline(messages) {
+                Ok(()) => break,
+                Err((index, error)) if error.raw_os_error() == Some(libc::ESRCH) => start += index + 1,
+                Err((index, error)) => {
+                    let index = start + index;
+                    return Err((index, netlink_error("remove the route to", described(prefixes, index))(error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Routes of the host to `shunt0`, apart from the fixed ones.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn list(self, netlink: &mut Netlink) -> Result<BTreeSet<Ipv4Net>, LinksError> {
+        let fixed = fixed();
+        Ok(ours(netlink)?
+            .iter()
+            .filter(|message| interface(message) == Some(self.tunnel) && gateway(message) == Some(GATEWAY.into()))
+            // A route with another source is left out, and so written anew, after the node's address has changed.
+            .filter(|message| source(message) == Some(self.node_ip))
+            .filter_map(destination)
+            .filter(|prefix| !fixed.contains(prefix))
+            .collect())
+    }
+
+    /// What `shunt0` needs once: the gateway's neighbour entry, which is the device's own MAC, a route that lets the host answer
+    /// ARP for the gateway in the pods' stead, and one for the node's connections to itself.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_up(self, netlink: &mut Netlink, mac: Mac) -> Result<(), LinksError> {
+        let neighbour = neighbour(self.tunnel, GATEWAY.into(), mac);
+        netlink
+            .request(RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(netlink_error("add the neighbour", GATEWAY.to_string()))?;
+        let gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(GATEWAY.into(), 32)
+            .output_interface(self.tunnel)
+            .pref_source(self.node_ip)
+            .scope(RouteScope::Link)
+            .protocol(RouteProtocol::Other(PROTOCOL))
+            .build();
+        netlink
+            .request(RouteNetlinkMessage::NewRoute(gateway), NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(netlink_error("add the route to", GATEWAY.to_string()))?;
+        self.add(netlink, &[hairpin()]).map_err(|(_, error)| error)
+    }
+}
+
+fn hairpin() -> Ipv4Net {
+    Ipv4Net::from(Ipv4Addr::from(HAIRPIN))
+}
+
+fn fixed() -> [Ipv4Net; 2] {
+    [hairpin(), Ipv4Net::from(Ipv4Addr::from(GATEWAY))]
+}
+
+fn described(prefixes: &[Ipv4Net], index: usize) -> String {
+    prefixes.get(index).map(ToString::to_string).unwrap_or_default()
+}
+
+/// The host side of one pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodSide<'a> {
+    /// Its veth's name.
+    pub name: &'a str,
+    /// Its veth's index.
+    pub index: u32,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// The pod's own MAC.
+    pub mac: Mac,
+    /// The source that the host's own packets take.
+    pub node_ip: Ipv4Addr,
+}
+
+/// Sets the host side of a pod up: the device, a host route to the pod, a neighbour entry so that nobody asks for it.
+///
+/// # Errors
+/// What the kernel answers; all of it can be tried again.
+pub fn set_up_pod(netlink: &mut Netlink, pod: &PodSide<'_>) -> Result<(), LinksError> {
+    let up = LinkUnspec::new_with_index(pod.index).up().build();
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(pod.address, 32)
+        .output_interface(pod.index)
+        .pref_source(pod.node_ip)
+        .scope(RouteScope::Link)
+        .protocol(RouteProtocol::Other(PROTOCOL))
+        .build();
+    let neighbour = neighbour(pod.index, pod.address, pod.mac);
+    let requests = [
+        (RouteNetlinkMessage::SetLink(up), 0),
+        (RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE),
+        (RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE),
+    ];
+    let action = ["set up", "add the pod's route to", "add the pod's neighbour entry to"];
+    netlink.pipeline(requests).map_err(|(index, error)| netlink_error(action.get(index).unwrap_or(&"set up"), pod.name)(error))
+}
+
+/// Routes to pods over veths: destination and device.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn pod_routes(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<(Ipv4Net, u32)>, LinksError> {
+    Ok(ours(netlink)?
+        .iter()
+        .filter_map(|message| Some((destination(message)?, interface(message)?)))
+        .filter(|(_, index)| *index != tunnel)
+        .collect())
+}
+
+/// Removes every route with our protocol number; how many.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn remove_all(netlink: &mut Netlink) -> Result<usize, LinksError> {
+    let routes = ours(netlink)?;
+    let mut removed = 0;
+    for message in routes {
+        let object = destination(&message).map(|prefix| prefix.to_string()).unwrap_or_default();
+        match netlink.request(RouteNetlinkMessage::DelRoute(message), 0) {
+            Ok(()) => removed += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => return Err(netlink_error("remove the route to", object)(error)),
+        }
+    }
+    Ok(removed)
+}
+
+fn ours(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, LinksError> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.protocol = RouteProtocol::Other(PROTOCOL);
+    query.header.table = RouteHeader::RT_TABLE_MAIN;
+    let answers = match netlink.dump(RouteNetlinkMessage::GetRoute(query)) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
+        answers => answers.map_err(netlink_error("list", "routes"))?,
+    };
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| if let RouteNetlinkMessage::NewRoute(message) = answer { Some(message) } else { None })
+        .filter(|message| message.header.protocol == RouteProtocol::Other(PROTOCOL))
+        .collect())
+}
+
+fn destination(message: &RouteMessage) -> Option<Ipv4Net> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })?;
+    Ipv4Net::new(address, message.header.destination_prefix_length).ok()
+}
+
+fn interface(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
+}
+
+fn gateway(message: &RouteMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+fn source(message: &RouteMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        NeighbourAttribute::LinkLayerAddress(mac.bytes.to_vec()),
+    ];
+    message
+}

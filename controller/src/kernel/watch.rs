@@ -1,0 +1,84 @@
+//! Tells the agent when something about the devices it depends on may have changed under it.
+
+use std::io;
+
+use futures::StreamExt as _;
+use rtnetlink::{
+    MulticastGroup, new_multicast_connection,
+    packet_core::NetlinkPayload,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage},
+        route::RouteProtocol,
+    },
+};
+use tokio::sync::mpsc::Sender;
+
+use super::{links::TUNNEL, routes::PROTOCOL};
+
+/// What happened, and so what has to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A device appeared, changed or went.
+    Device {
+        /// Its name.
+        name: String,
+        /// Whether it went.
+        gone: bool,
+    },
+    /// An address came or went.
+    Address,
+    /// One of our routes was removed.
+    RouteLost,
+}
+
+/// Reports changes until the receiver is dropped. Changes may be reported that don't matter, and several as one; the receiver looks
+/// at what there is.
+///
+/// # Errors
+/// The kernel refuses the subscription, or ends it.
+pub async fn run(changes: Sender<Change>) -> io::Result<()> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+    let (connection, _handle, mut messages) = new_multicast_connection(&groups)?;
+    let pump = tokio::spawn(connection);
+    while let Some((message, _)) = messages.next().await {
+        let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+        if let Some(change) = change_of(&message)
+            && changes.send(change).await.is_err()
+        {
+            break;
+        }
+    }
+    pump.abort();
+    Ok(())
+}
+
+fn change_of(message: &RouteNetlinkMessage) -> Option<Change> {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Change::Device { name: name_of(link)?, gone: false }),
+        RouteNetlinkMessage::DelLink(link) => Some(Change::Device { name: name_of(link)?, gone: true }),
+        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Some(Change::Address),
+        RouteNetlinkMessage::DelRoute(route) if route.header.protocol == RouteProtocol::Other(PROTOCOL) => {
+            Some(Change::RouteLost)
+        }
+        _ => None,
+    }
+}
+
+fn name_of(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+impl Change {
+    /// Whether the node's own devices may be concerned, given the underlay's name; pods' host sides come and go with the pods.
+    #[must_use]
+    pub fn concerns_node(&self, underlay: &str) -> bool {
+        match self {
+            Self::Device { name, .. } => name == TUNNEL || name == underlay,
+            Self::Address | Self::RouteLost => true,
+        }
+    }
+}
