@@ -25,6 +25,13 @@ pub const fn source_port(hash: u32) -> Port {
     Port::from_host(49152 | ((hash ^ (hash >> 16)) & 0x3fff) as u16)
 }
 
+/// The MAC of a node's tunnel end unless it says another: `72:73` (locally administered, unicast) and the bytes of its IPv4 address.
+#[must_use]
+pub const fn derived_mac(addr: Ip4) -> Mac {
+    let [a, b, c, d] = addr.be.to_ne_bytes();
+    Mac { bytes: [0x72, 0x73, a, b, c, d] }
+}
+
 /// The ECN field of the inner header after it left the tunnel, `None` if the packet must be dropped.
 ///
 /// RFC 6040 section 4.2, figure 4; arguments and result are the two ECN bits (RFC 3168: 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE).
@@ -160,6 +167,11 @@ mod tests {
                 assert_eq!(ecn_after(inner as u8, outer as u8), *expected, "inner {inner} outer {outer}");
             }
         }
+    }
+
+    #[test]
+    fn the_derived_mac_holds_the_address_as_one_reads_it() {
+        assert_eq!(derived_mac(Ip4::new(192, 0, 2, 1)), Mac { bytes: [0x72, 0x73, 192, 0, 2, 1] });
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The user side of shunt. Data flows one way: cluster objects -> model -> compile -> diff -> kernel maps.
 
 pub mod attachment;
-pub mod cni;
+pub mod cluster;
 pub mod compile;
 pub mod config;
+pub mod diff;
 pub mod ipam;
 pub mod kernel;
 pub mod model;
+pub mod problem;
 pub mod socket;

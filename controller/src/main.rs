@@ -1,10 +1,3 @@
-//! The binary `shunt`: the CNI plugin when a runtime calls it, else the command line.
+//! The binary `shunt`.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    if shunt::cni::is_called() {
-        return shunt::cni::main();
-    }
-    ExitCode::SUCCESS
-}
+fn main() {}

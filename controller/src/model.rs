@@ -3,21 +3,32 @@
 //! `cluster/` translates API objects into this and rejects what cannot be meant; `compile/` reads it. Nothing here does I/O.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
-use shunt_common::net::Mac;
+use shunt_common::net::{Mac, proto};
+
+/// A name that many values share: cloning costs a count, not a copy.
+pub type Name = Arc<str>;
 
 /// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Name,
     /// Name.
-    pub name: String,
+    pub name: Name,
+}
+
+impl ObjectName {
+    /// From its two parts.
+    pub fn new(namespace: impl Into<Name>, name: impl Into<Name>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
 }
 
 impl fmt::Display for ObjectName {
@@ -27,29 +38,150 @@ impl fmt::Display for ObjectName {
 }
 
 /// Everything known of the cluster that the dataplane depends on.
+///
+/// Changed through its methods alone, which record in a [`Changes`] what a compiler has to look at again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
-    /// By name.
-    pub nodes: BTreeMap<String, Node>,
-    /// By name.
-    pub services: BTreeMap<ObjectName, Service>,
-    /// By the slice's own name; each names its Service.
-    pub slices: BTreeMap<ObjectName, EndpointSlice>,
+    nodes: BTreeMap<Name, Node>,
+    services: BTreeMap<ObjectName, Service>,
+    /// By Service, then by the slice's own name: the namespace of the two is the same.
+    slices: BTreeMap<ObjectName, BTreeMap<Name, EndpointSlice>>,
+    /// The Service under which a slice is kept.
+    slice_services: BTreeMap<ObjectName, Name>,
+}
+
+/// What has changed in a [`Model`] since somebody looked last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Nodes that came, changed or went.
+    pub nodes: BTreeSet<Name>,
+    /// Services of which any part did: the Service itself or one of its slices.
+    pub services: BTreeSet<ObjectName>,
+}
+
+impl Changes {
+    /// Everything in a model: what a compiler that starts from nothing must look at.
+    #[must_use]
+    pub fn all(model: &Model) -> Self {
+        Self { nodes: model.nodes.keys().cloned().collect(), services: model.services.keys().cloned().collect() }
+    }
+
+    /// Whether nothing has changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.services.is_empty()
+    }
+
+    /// Takes in what another has recorded.
+    pub fn absorb(&mut self, other: Self) {
+        self.nodes.extend(other.nodes);
+        self.services.extend(other.services);
+    }
+}
+
+impl Model {
+    /// Nodes by name.
+    #[must_use]
+    pub fn nodes(&self) -> &BTreeMap<Name, Node> {
+        &self.nodes
+    }
+
+    /// Services by name.
+    #[must_use]
+    pub fn services(&self) -> &BTreeMap<ObjectName, Service> {
+        &self.services
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// A slice by its own name, with the name of its Service.
+    #[must_use]
+    pub fn slice(&self, name: &ObjectName) -> Option<(&Name, &EndpointSlice)> {
+        let service = self.slice_services.get(name)?;
+        let owner = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+        Some((service, self.slices.get(&owner)?.get(&name.name)?))
+    }
+
+    /// How many slices there are.
+    #[must_use]
+    pub fn slice_count(&self) -> usize {
+        self.slice_services.len()
+    }
+
+    /// Adds or replaces a node.
+    pub fn put_node(&mut self, node: Node, changes: &mut Changes) {
+        if self.nodes.get(&node.name) != Some(&node) {
+            changes.nodes.insert(node.name.clone());
+            self.nodes.insert(node.name.clone(), node);
+        }
+    }
+
+    /// Removes a node, if it is there.
+    pub fn remove_node(&mut self, name: &Name, changes: &mut Changes) {
+        if self.nodes.remove(name).is_some() {
+            changes.nodes.insert(name.clone());
+        }
+    }
+
+    /// Adds or replaces a Service.
+    pub fn put_service(&mut self, service: Service, changes: &mut Changes) {
+        if self.services.get(&service.name) != Some(&service) {
+            changes.services.insert(service.name.clone());
+            self.services.insert(service.name.clone(), service);
+        }
+    }
+
+    /// Removes a Service, if it is there.
+    pub fn remove_service(&mut self, name: &ObjectName, changes: &mut Changes) {
+        if self.services.remove(name).is_some() {
+            changes.services.insert(name.clone());
+        }
+    }
+
+    /// Adds or replaces a slice of the Service with the name `service` in the slice's namespace; the slice may have been another's before.
+    pub fn put_slice(&mut self, name: &ObjectName, service: &Name, slice: EndpointSlice, changes: &mut Changes) {
+        if self.slice_services.get(name).is_some_and(|before| before != service) {
+            self.remove_slice(name, changes);
+        }
+        let owner = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+        let slices = self.slices.entry(owner.clone()).or_default();
+        if slices.get(&name.name) != Some(&slice) {
+            slices.insert(name.name.clone(), slice);
+            self.slice_services.insert(name.clone(), service.clone());
+            changes.services.insert(owner);
+        }
+    }
+
+    /// Removes a slice, if it is there.
+    pub fn remove_slice(&mut self, name: &ObjectName, changes: &mut Changes) {
+        let Some(service) = self.slice_services.remove(name) else { return };
+        let owner = ObjectName { namespace: name.namespace.clone(), name: service };
+        if let Some(slices) = self.slices.get_mut(&owner) {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        changes.services.insert(owner);
+    }
 }
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// `metadata.name`.
-    pub name: String,
+    pub name: Name,
     /// `status.addresses` of type InternalIP, then ExternalIP, in their order.
     pub addresses: Vec<IpAddr>,
-    /// `spec.podCIDRs`.
+    /// `spec.podCIDRs`, host bits zero.
     pub pod_cidrs: Vec<IpNet>,
     /// Where its tunnel ends, if not at the first address with the derived MAC: flannel's annotations.
     pub tunnel: TunnelEnd,
     /// `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Name>,
 }
 
 /// What flannel's Node annotations say of a tunnel end.
@@ -70,6 +202,18 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => proto::TCP,
+            Self::Udp => proto::UDP,
+            Self::Sctp => proto::SCTP,
+        }
+    }
 }
 
 /// A Service that has at least one virtual IP. Headless ones, ExternalName and those of another proxy are not in the model.
@@ -93,7 +237,7 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its name; empty for the only port of a Service. What an EndpointSlice's port is matched by.
-    pub name: String,
+    pub name: Name,
     /// The port on the virtual IP, 1 to 65535.
     pub port: u16,
     /// Protocol.
@@ -101,12 +245,8 @@ pub struct ServicePort {
 }
 
 /// A part of a Service's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSlice {
-    /// Namespace and name of the slice.
-    pub name: ObjectName,
-    /// The Service it belongs to, by the label `kubernetes.io/service-name`.
-    pub service: ObjectName,
     /// Ports; an endpoint of this slice has all of them.
     pub ports: Vec<EndpointPort>,
     /// Endpoints.
@@ -117,7 +257,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointPort {
     /// The Service port's name.
-    pub name: String,
+    pub name: Name,
     /// The target port, 1 to 65535.
     pub port: u16,
     /// Protocol.
@@ -136,5 +276,5 @@ pub struct Endpoint {
     /// `conditions.terminating`, false if unset.
     pub terminating: bool,
     /// `nodeName`.
-    pub node: Option<String>,
+    pub node: Option<Name>,
 }
