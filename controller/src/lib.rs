@@ -2,6 +2,7 @@
 
 pub mod attachment;
 pub mod cluster;
+pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod diff;

@@ -1,3 +1,10 @@
-//! The binary `shunt`.
+//! The binary `shunt`: the CNI plugin when a runtime calls it, else the command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if shunt::cni::is_called() {
+        return shunt::cni::main();
+    }
+    ExitCode::SUCCESS
+}
