@@ -33,7 +33,7 @@ abi! {
         pub snat_port_max: u16,
         /// The MAC of `shunt0`, this node's VTEP.
         pub tunnel_mac: Mac,
-        /// Zero.
-        pub reserved: u32,
+        /// Netmask of the underlay, network order: a peer within it is its own next hop, another needs the routing table.
+        pub underlay_mask: Ip4,
     }
 }

@@ -7,8 +7,10 @@ pub enum Verdict {
     Pass,
     /// A redirect helper has taken the packet.
     Redirect,
-    /// Gone, and counted under the reason.
+    /// To be dropped, and counted under the reason.
     Drop(DropReason),
+    /// To be dropped, and counted already.
+    Counted,
 }
 
 macro_rules! numbered {

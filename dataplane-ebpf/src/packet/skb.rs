@@ -1,0 +1,244 @@
+//! A packet in an skb: bounds-checked reads and writes, and the helpers that change it.
+//!
+//! On alignment: an IP header stands 14 bytes into a frame, so that its words are misaligned, which an instruction of this machine
+//! may be: the verifier allows it for packets where the CPU does (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS) and rejects the program
+//! elsewhere. Telling the compiler (`read_unaligned`) makes it take every word apart into bytes, at three times the cost of a packet.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::generated::{
+        bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_pull_data,
+    },
+};
+use shunt_common::{
+    net::Mac,
+    verdict::{DropReason, Verdict},
+};
+
+/// Length of an Ethernet header, and so the offset of the network header.
+pub(crate) const ETH_LEN: u64 = 14;
+
+/// All ones above the largest offset of a header field: Ethernet, IP with options, ICMP, a quoted IP header with options, TCP.
+const MAX_OFFSET: u64 = 0xff;
+
+/// The address family in helper arguments.
+pub(crate) const AF_INET: u8 = 2;
+
+/// The outcome of a change to a packet, which the kernel may refuse.
+pub(crate) type Changed = Result<(), DropReason>;
+
+/// A packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb {
+    raw: *mut __sk_buff,
+}
+
+/// Reads a context field.
+macro_rules! field {
+    ($skb:expr, $field:ident) => {{
+        // SAFETY: the kernel passes a valid context; the verifier checks the offset.
+        unsafe { (*$skb.raw).$field }
+    }};
+}
+
+impl Skb {
+    /// The packet of a program's context.
+    #[inline(always)]
+    pub(crate) fn new(raw: *mut __sk_buff) -> Self {
+        Self { raw }
+    }
+
+    /// The context as helpers take it.
+    #[inline(always)]
+    pub(crate) fn raw(self) -> *mut __sk_buff {
+        self.raw
+    }
+
+    /// Length in bytes, Ethernet header included.
+    #[inline(always)]
+    pub(crate) fn len(self) -> u32 {
+        field!(self, len)
+    }
+
+    /// The interface whose hook this is.
+    #[inline(always)]
+    pub(crate) fn ifindex(self) -> u32 {
+        field!(self, ifindex)
+    }
+
+    /// Payload bytes of each segment of a packet that is to be segmented, else 0.
+    #[inline(always)]
+    pub(crate) fn gso_size(self) -> u32 {
+        field!(self, gso_size)
+    }
+
+    /// What an XDP program left in front of the packet, if it is a `T`.
+    #[inline(always)]
+    pub(crate) fn meta<T: Copy>(self) -> Option<T> {
+        let start = field!(self, data_meta) as usize;
+        let end = field!(self, data) as usize;
+        if start + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: within the metadata as checked.
+        Some(unsafe { (start as *const T).read() })
+    }
+
+    /// A pointer to `T` at `offset`, if the packet's linear part holds it.
+    #[inline(always)]
+    fn at<T>(self, offset: u64) -> Option<*mut T> {
+        // No header that we look at begins later; the mask tells the verifier so, which forgets what it knew of a value kept on the stack.
+        let start = field!(self, data) as usize + (offset & MAX_OFFSET) as usize;
+        let end = field!(self, data_end) as usize;
+        if start + size_of::<T>() > end { None } else { Some(start as *mut T) }
+    }
+
+    /// Reads `T` at `offset`. `T` is plain bytes or integers.
+    #[inline(always)]
+    pub(crate) fn read<T: Copy>(self, offset: u64) -> Option<T> {
+        // SAFETY: within the packet as checked; any bytes are a `T`. See the module on alignment.
+        self.at::<T>(offset).map(|pointer| unsafe { pointer.read() })
+    }
+
+    /// Writes `T` at `offset`.
+    #[inline(always)]
+    pub(crate) fn write<T: Copy>(self, offset: u64, value: T) -> Changed {
+        let pointer = self.at::<T>(offset).ok_or(DropReason::Malformed)?;
+        // SAFETY: within the packet as checked; the kernel has made the linear part of a packet that is written private.
+        unsafe { pointer.write(value) };
+        Ok(())
+    }
+
+    /// Makes the first `len` bytes linear.
+    #[inline(always)]
+    pub(crate) fn pull(self, len: u32) -> Changed {
+        // SAFETY: a valid context.
+        check(unsafe { bpf_skb_pull_data(self.raw, len) })
+    }
+
+    /// Adds `diff`, a difference of one's complement sums, to the transport checksum at `offset`; `pseudo` says that it is part of the
+    /// pseudo header, which alone matters while the checksum is left to the device. A UDP checksum of zero stays zero.
+    #[inline(always)]
+    pub(crate) fn fix_l4(self, offset: u64, diff: u32, pseudo: bool, udp: bool) -> Changed {
+        let pseudo = if pseudo { BPF_F_PSEUDO_HDR as u64 } else { 0 };
+        let udp = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        // SAFETY: a valid context; the helper checks the offset.
+        check(unsafe { bpf_l4_csum_replace(self.raw, offset as u32, 0, diff as u64, pseudo | udp) })
+    }
+
+    /// Makes room for a VXLAN header between Ethernet and network header.
+    #[inline(always)]
+    pub(crate) fn push(self, len: u32) -> Changed {
+        let flags = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+            // The length of the inner Ethernet header (BPF_F_ADJ_ROOM_ENCAP_L2, include/uapi/linux/bpf.h).
+            | (ETH_LEN << 56);
+        // SAFETY: a valid context.
+        check(unsafe { bpf_skb_adjust_room(self.raw, len as i32, BPF_ADJ_ROOM_MAC, flags) })
+    }
+
+    /// Removes `len` bytes that follow the Ethernet header.
+    #[inline(always)]
+    pub(crate) fn pop(self, len: u32) -> Changed {
+        // SAFETY: a valid context.
+        check(unsafe { bpf_skb_adjust_room(self.raw, -(len as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO as u64) })
+    }
+
+    /// Makes plain room after the Ethernet header, for a packet that is about to become another.
+    #[inline(always)]
+    pub(crate) fn prepend(self, len: u32) -> Changed {
+        // SAFETY: a valid context.
+        check(unsafe { bpf_skb_adjust_room(self.raw, len as i32, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    /// Cuts the packet to `len` bytes.
+    #[inline(always)]
+    pub(crate) fn truncate(self, len: u32) -> Changed {
+        // SAFETY: a valid context.
+        check(unsafe { bpf_skb_change_tail(self.raw, len, 0) })
+    }
+
+    /// A hash of the packet's flow.
+    #[inline(always)]
+    pub(crate) fn flow_hash(self) -> u32 {
+        // SAFETY: a valid context.
+        unsafe { bpf_get_hash_recalc(self.raw) }
+    }
+
+    /// Writes the destination MAC.
+    #[inline(always)]
+    pub(crate) fn set_dst_mac(self, mac: Mac) -> Changed {
+        self.write::<u32>(0, mac.head())?;
+        self.write::<u16>(4, mac.tail())
+    }
+
+    /// Swaps source and destination MAC.
+    #[inline(always)]
+    pub(crate) fn swap_macs(self) -> Changed {
+        let dst_head = self.read::<u32>(0).ok_or(DropReason::Malformed)?;
+        let dst_tail = self.read::<u16>(4).ok_or(DropReason::Malformed)?;
+        let src_head = self.read::<u32>(6).ok_or(DropReason::Malformed)?;
+        let src_tail = self.read::<u16>(10).ok_or(DropReason::Malformed)?;
+        self.write(0, src_head)?;
+        self.write(4, src_tail)?;
+        self.write(6, dst_head)?;
+        self.write(10, dst_tail)
+    }
+
+    /// Into the namespace at the other end of a veth, from an ingress hook.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(self, ifindex: u32) -> Verdict {
+        // SAFETY: a helper on values.
+        unsafe { bpf_redirect_peer(ifindex, 0) };
+        Verdict::Redirect
+    }
+
+    /// Out of an interface, with the Ethernet header as it stands.
+    #[inline(always)]
+    pub(crate) fn redirect(self, ifindex: u32) -> Verdict {
+        // SAFETY: a helper on values.
+        unsafe { bpf_redirect(ifindex, 0) };
+        Verdict::Redirect
+    }
+
+    /// In at an interface, as if received there.
+    #[inline(always)]
+    pub(crate) fn redirect_ingress(self, ifindex: u32) -> Verdict {
+        // SAFETY: a helper on values.
+        unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) };
+        Verdict::Redirect
+    }
+
+    /// Out of an interface to an on-link next hop of an address family (an IPv4 address is the first word); the kernel writes the Ethernet header, resolving the neighbour if it must.
+    #[inline(always)]
+    pub(crate) fn redirect_neigh(self, ifindex: u32, family: u8, next_hop: [u32; 4]) -> Verdict {
+        let mut params = bpf_redir_neigh {
+            nh_family: family as u32,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next_hop },
+        };
+        // SAFETY: the parameters live on the stack and have the length given.
+        unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) };
+        Verdict::Redirect
+    }
+
+    /// Out of an interface, the next hop looked up in the routing table by the packet's destination.
+    #[inline(always)]
+    pub(crate) fn redirect_routed(self, ifindex: u32) -> Verdict {
+        // SAFETY: no parameters: the helper looks the next hop up.
+        unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) };
+        Verdict::Redirect
+    }
+}
+
+/// A helper's return value as a result.
+#[inline(always)]
+fn check(ret: i64) -> Changed {
+    if ret == 0 { Ok(()) } else { Err(DropReason::RewriteFailed) }
+}

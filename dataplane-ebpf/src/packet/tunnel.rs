@@ -1,0 +1,94 @@
+//! Pushing and popping VXLAN (RFC 7348).
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use shunt_common::{
+    net::{Ip4, Mac, proto},
+    verdict::DropReason,
+    vxlan::{self, Outer},
+};
+
+use super::{
+    parse::Ipv4Header,
+    skb::{Changed, ETH_LEN, Skb},
+};
+use crate::maps::node;
+
+/// Wraps a packet for a peer. `tos` is the inner type of service. The outer Ethernet header is left to the redirect.
+#[inline(always)]
+pub(crate) fn push(skb: Skb, tos: u8, underlay: Ip4, vtep: Mac) -> Changed {
+    let hash = skb.flow_hash();
+    skb.push(vxlan::OVERHEAD)?;
+    let outer = Outer {
+        total_len: (skb.len() - ETH_LEN as u32) as u16,
+        tos,
+        // SAFETY: a helper without arguments.
+        id: unsafe { bpf_get_prandom_u32() } as u16,
+        src: node!(node_ip),
+        dst: underlay,
+        sport: vxlan::source_port(hash),
+        dport: node!(vxlan_port),
+        vni: node!(vni),
+        inner_src: node!(tunnel_mac),
+        inner_dst: vtep,
+    };
+    skb.write(ETH_LEN, outer.words())
+}
+
+/// What the outer headers of a tunnel packet say.
+#[derive(Clone, Copy)]
+pub(crate) struct Opened {
+    /// Who sent it.
+    pub(crate) peer: Ip4,
+    /// The outer ECN field.
+    pub(crate) ecn: u8,
+}
+
+/// The outer headers after Ethernet and before the inner IP header, without IP options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Headers {
+    ip: Ipv4Header,
+    sport: u16,
+    dport: u16,
+    udp_len: u16,
+    udp_check: u16,
+    flags: u32,
+    vni: u32,
+    inner_macs: [u16; 6],
+    inner_ethertype: u16,
+}
+
+const _: () = assert!(core::mem::offset_of!(Headers, inner_ethertype) + 2 == vxlan::OVERHEAD as usize);
+
+/// Where an IPv4 packet to the tunnel's port is addressed; `None` for everything else.
+///
+/// With IP options the port stands further on. A later fragment has none: its first one decides, and without that there is no datagram.
+#[inline(always)]
+pub(crate) fn destination(ip: &Ipv4Header, dport_at: impl FnOnce(u64) -> Option<u16>) -> Option<Ip4> {
+    if ip.proto != proto::UDP || u16::from_be(ip.fragment) & 0x1fff != 0 {
+        return None;
+    }
+    let dport = dport_at(ETH_LEN + u64::from(ip.version_ihl & 0xf) * 4 + 2)?;
+    if dport == node!(vxlan_port).be { Some(Ip4 { be: ip.dst }) } else { None }
+}
+
+/// Checks the headers of a packet to the tunnel's port that has `available` bytes from the outer IP header on.
+///
+/// The UDP checksum, where there is one, is left to what carries the packet: RFC 7348 lets the receiver ignore it, and the inner
+/// packet has its own.
+#[inline(always)]
+pub(crate) fn open(headers: &Headers, available: u32) -> Result<Opened, DropReason> {
+    let fragmented = u16::from_be(headers.ip.fragment) & 0x3fff != 0;
+    let whole = available >= vxlan::OVERHEAD + 20;
+    if headers.ip.version_ihl != 0x45 || fragmented || !whole || headers.flags & vxlan::FLAGS_BE != vxlan::FLAGS_BE {
+        return Err(DropReason::TunnelMalformed);
+    }
+    // The low byte of the word is reserved and ignored on receipt.
+    if (headers.vni ^ vxlan::vni_be(node!(vni))) & vxlan::vni_be(0x00ff_ffff) != 0 {
+        return Err(DropReason::TunnelVniUnknown);
+    }
+    if headers.inner_ethertype != 0x0800u16.to_be() {
+        return Err(DropReason::ProtocolUnsupported);
+    }
+    Ok(Opened { peer: Ip4 { be: headers.ip.src }, ecn: headers.ip.tos & 3 })
+}

@@ -1,0 +1,23 @@
+//! TC ingress of a pod's host-side veth.
+
+use core::ops::ControlFlow;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use shunt_common::{event::program, net::V4, verdict::Verdict};
+
+use super::{act, ethertype, skb, unsupported};
+use crate::stages::{Hook, Stage, forward};
+
+const HOOK: Hook = Hook { program: program::FROM_POD, egress: false };
+
+#[classifier]
+fn from_pod(ctx: TcContext) -> i32 {
+    let skb = skb(&ctx);
+    let stage: Stage<Verdict> = match skb.read::<u16>(12) {
+        Some(ethertype::IPV4) => forward::run::<V4>(skb, HOOK),
+        // For the gateway's neighbour entry, should it be flushed: the stack answers as a proxy.
+        Some(ethertype::ARP) => ControlFlow::Continue(Verdict::Pass),
+        other => ControlFlow::Continue(Verdict::Drop(unsupported(other))),
+    };
+    act(skb, HOOK, stage)
+}

@@ -1,0 +1,116 @@
+//! Tracked flows: finding, refreshing, opening and forgetting them.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
+use shunt_common::{
+    conntrack::{CtEntry, CtKey, seen},
+    flow::Tuple,
+    net::proto,
+    timeout,
+};
+
+use crate::packet::parse::{Flow, Ip, tcp};
+
+/// Why a flow could not be opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// A live flow already uses the tuple of the answer.
+    Collision,
+    /// The table is full.
+    Full,
+}
+
+/// EEXIST of a failed insertion.
+const EEXIST: i32 = -17;
+
+/// The present tick.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: a helper without arguments.
+    timeout::tick(unsafe { bpf_ktime_get_coarse_ns() })
+}
+
+/// The entry of a packet, if it belongs to a known flow.
+#[inline(always)]
+pub(crate) fn find<F: Ip>(tuple: &Tuple<F>) -> Option<&'static mut CtEntry<F>> {
+    // SAFETY: a value of the map lives as long as the program runs. Programs on other CPUs write `last_seen` and `seen` of the same
+    // entry; each is one store, and losing one of two at the same time does no harm.
+    F::conntrack().get_ptr_mut(CtKey::of(tuple)).map(|entry| unsafe { &mut *entry })
+}
+
+/// Notes that a packet met its entry. Writes only what changes, so that a busy flow's entry stays shared between CPUs.
+#[inline(always)]
+pub(crate) fn touch<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
+    let now = now();
+    if entry.last_seen != now {
+        entry.last_seen = now;
+    }
+    // A packet after a reset shows that the reset was not believed: an invalid one, out of the window.
+    let mut bits = (entry.seen & !seen::RST) | seen::ANY;
+    if flow.tcp_flags & tcp::FIN != 0 {
+        bits |= seen::FIN;
+    }
+    if flow.tcp_flags & tcp::RST != 0 {
+        bits |= seen::RST;
+    }
+    if entry.seen != bits {
+        entry.seen = bits;
+    }
+}
+
+/// Whether the flow of an entry is over, so that its tuples may serve another.
+#[inline(always)]
+pub(crate) fn is_over<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
+    // SAFETY: read at once, see `find`.
+    let peer = unsafe { F::conntrack().get(entry.peer(protocol)) };
+    if protocol == proto::TCP && timeout::is_closed(entry.seen, peer.map_or(0, |peer| peer.seen)) {
+        return true;
+    }
+    entry.is_expired(peer, protocol, now())
+}
+
+/// Whether the other end of an entry's flow has been heard of.
+#[inline(always)]
+pub(crate) fn is_answered<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
+    // SAFETY: read at once, see `find`.
+    unsafe { F::conntrack().get(entry.peer(protocol)) }.is_some_and(|peer| peer.seen != 0)
+}
+
+/// Removes both halves of a flow, given one of them.
+#[inline(always)]
+pub(crate) fn forget<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) {
+    let peer = entry.peer(key.proto as u8);
+    // Absence is what is wanted.
+    let _ = F::conntrack().remove(peer);
+    let _ = F::conntrack().remove(key);
+}
+
+/// Reserves the tuple that the other end will answer with, and puts the reply half there: first of the two, so that no packet is sent whose
+/// answer is not known.
+#[inline(always)]
+pub(crate) fn reserve<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
+    let [_, (key, entry)] = CtEntry::pair(original, to, backend, generation, now());
+    F::conntrack().insert(key, entry, BPF_NOEXIST as u64).map_err(|error| {
+        if error == EEXIST { Refused::Collision } else { Refused::Full }
+    })
+}
+
+/// Frees the tuple of a flow's answer if its holder is the same flow's past, or is over.
+#[inline(always)]
+pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, to: &Tuple<F>) {
+    let answer = to.reversed();
+    if let Some(holder) = find::<F>(&answer)
+        && (holder.peer(original.proto) == CtKey::of(original) || is_over(holder, original.proto))
+    {
+        forget(&CtKey::of(&answer), holder);
+    }
+}
+
+/// Puts the other half in, after [`reserve`]; on failure takes the first half back, so that there is never half a flow.
+#[inline(always)]
+pub(crate) fn commit<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
+    let [(key, entry), (reply, _)] = CtEntry::pair(original, to, backend, generation, now());
+    F::conntrack().insert(key, entry, 0).map_err(|_| {
+        let _ = F::conntrack().remove(reply);
+        Refused::Full
+    })
+}

@@ -1,0 +1,151 @@
+//! A packet that sets out from here: from a pod, or from the host's stack by way of `shunt0`.
+
+use core::ops::ControlFlow;
+
+use shunt_common::{
+    conntrack::{CtKey, kind},
+    flow::Tuple,
+    icmp::unreachable,
+    net::proto,
+    verdict::{Counter, DropReason, Verdict},
+};
+
+use super::{
+    Hook, Stage, antispoof, conntrack, deliver, done, dropped, fragment,
+    fragment::Unknown,
+    icmp,
+    route::{self, Next},
+    service::{self, Client, Nobody},
+    snat::{self, Opening, SourcePort},
+};
+use crate::{
+    count::count,
+    packet::{
+        parse::{Flow, Ip},
+        skb::Skb,
+    },
+};
+
+/// From the headers to the next hop.
+#[inline(always)]
+pub(crate) fn run<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
+    let mut flow = done(F::parse(skb))?;
+    if !hook.egress {
+        antispoof::check(skb, &flow)?;
+    }
+    if F::is_multicast(flow.tuple.dst) {
+        return dropped(DropReason::Multicast);
+    }
+    let next = route::lookup::<F>(flow.tuple.dst);
+    // The stack has aged what comes from it, and what it is to keep it ages itself.
+    let ages = !hook.egress && !matches!(next, Next::Host | Next::Native);
+    if ages && flow.ttl <= 1 {
+        return to_slow_path(next);
+    }
+    if fragment::resolve(&mut flow, hook, Unknown::Reassemble)? {
+        return to_slow_path(next);
+    }
+    let (to, next) = match next {
+        _ if icmp::translate(skb, &mut flow)? => (flow.tuple, route::lookup::<F>(flow.tuple.dst)),
+        Next::Service => {
+            match service::translate(&flow, client(&flow, hook))? {
+                Ok(to) => (to, route::lookup::<F>(to.dst)),
+                Err(Nobody::Silent(reason)) => return dropped(reason),
+                Err(Nobody::Refuse(reason)) => {
+                    return ControlFlow::Continue(icmp::refuse(skb, hook, &flow, reason, unreachable::PORT, 0));
+                }
+            }
+        }
+        _ => {
+            let to = track(&flow, hook, next)?;
+            (to, if to.dst == flow.tuple.dst { next } else { route::lookup::<F>(to.dst) })
+        }
+    };
+    send(skb, hook, &flow, &to, next, ages)
+}
+
+/// Who asks a Service. On the way out of `shunt0` that is the host, but for a pod's packet that took the slow path.
+#[inline(always)]
+fn client<F: Ip>(flow: &Flow<F>, hook: Hook) -> Client {
+    if hook.egress && !matches!(route::lookup::<F>(flow.tuple.src), Next::Pod { .. }) { Client::Host } else { Client::Pod }
+}
+
+/// What a packet that is not for a Service must carry: a reply is translated back, a flow to the outside gets the node's address,
+/// a pod's direct flow is noted so that no translated one is laid over it.
+#[inline(always)]
+fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next) -> Stage<Tuple<F>> {
+    let tuple = flow.tuple;
+    if let Some(entry) = conntrack::find::<F>(&tuple) {
+        let is_new = flow.is_syn() && entry.kind == kind::ORIGINAL && conntrack::is_over(entry, tuple.proto);
+        if !is_new {
+            conntrack::touch(entry, flow);
+            return ControlFlow::Continue(if entry.translates == 0 { tuple } else { entry.translated(tuple.proto) });
+        }
+        conntrack::forget(&CtKey::of(&tuple), entry);
+    }
+    match next {
+        Next::Outside if hook.egress || tuple.dst == F::gateway() || tuple.dst == F::hairpin() => dropped(DropReason::NoRoute),
+        Next::Outside => {
+            let to = Tuple { src: F::node_ip(), ..tuple };
+            let mut opening = Opening::new(tuple, to, SourcePort::Allocate);
+            done(snat::open(&mut opening))?;
+            ControlFlow::Continue(opening.to)
+        }
+        Next::Pod { .. } | Next::Tunnel { .. } | Next::Host
+            if !hook.egress && (flow.is_syn() || tuple.proto == proto::UDP) =>
+        {
+            let mut opening = Opening::new(tuple, tuple, SourcePort::Keep);
+            if snat::open(&mut opening).is_err() {
+                count(Counter::DirectUntracked);
+                return ControlFlow::Continue(tuple);
+            }
+            ControlFlow::Continue(opening.to)
+        }
+        _ => ControlFlow::Continue(tuple),
+    }
+}
+
+/// Writes what the packet must carry and lets it go. `flow` is what the packet carries now.
+#[inline(always)]
+fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, next: Next, ages: bool) -> Stage<Verdict> {
+    // Everything that may be answered or left to the stack comes before the first change: both must see the packet as it was sent.
+    match next {
+        Next::Nobody => {
+            return ControlFlow::Continue(icmp::refuse(skb, hook, flow, DropReason::NoSuchPod, unreachable::HOST, 0));
+        }
+        Next::Service => return dropped(DropReason::NoRoute),
+        Next::Native if hook.egress => return dropped(DropReason::NoRoute),
+        Next::Tunnel { .. } if !deliver::fits_tunnel(skb, flow) => {
+            if hook.egress {
+                return dropped(DropReason::PacketTooBig);
+            }
+            return to_slow_path(next);
+        }
+        _ => {}
+    }
+    if *to != flow.tuple {
+        done(F::rewrite(skb, flow, to))?;
+    }
+    if ages {
+        done(F::age(skb))?;
+    }
+    ControlFlow::Continue(match next {
+        Next::Pod { ifindex, mac } => deliver::to_pod(skb, hook, ifindex, mac),
+        Next::Tunnel { underlay, vtep } => deliver::to_tunnel(skb, flow, underlay, vtep),
+        Next::Outside => {
+            let leaving = Flow { tuple: *to, ..*flow };
+            deliver::to_outside(skb, hook, &leaving)
+        }
+        _ => deliver::to_host(skb, hook.egress),
+    })
+}
+
+/// Leaves a packet to the host's stack, whose routes lead where ours would. Towards the outside they would show the pod's address.
+#[inline(always)]
+fn to_slow_path(next: Next) -> Stage<Verdict> {
+    if let Next::Outside = next {
+        return dropped(DropReason::FragmentWithoutReassembly);
+    }
+    count(Counter::SlowPath);
+    ControlFlow::Break(Verdict::Pass)
+}

@@ -1,0 +1,71 @@
+//! ICMP errors about translated flows, and the errors that refuse a packet.
+
+use core::ops::ControlFlow;
+
+use shunt_common::{
+    flow::Tuple,
+    verdict::{Counter, DropReason, Verdict},
+};
+
+use super::{Hook, Stage, conntrack, dropped};
+use crate::{
+    count::{self, count},
+    packet::{
+        parse::{Flow, Icmp, Ip, Part},
+        skb::Skb,
+    },
+};
+
+/// Turns an error about a translated flow into one about the flow as the receiver knows it, and says whether it did; then `flow` has the
+/// ends that the packet carries now.
+///
+/// The quoted packet's answer, were there one, would meet an entry that says what the two ends look like on the other side.
+#[inline(always)]
+pub(crate) fn translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> Stage<bool> {
+    if flow.icmp != Icmp::Error {
+        return ControlFlow::Continue(false);
+    }
+    match F::translate_error(skb.raw(), flow) {
+        0 => ControlFlow::Continue(false),
+        TRANSLATED => ControlFlow::Continue(true),
+        reason => dropped(DropReason::from_number(reason).unwrap_or(DropReason::RewriteFailed)),
+    }
+}
+
+/// What [`try_translate`] returns when it did; no drop reason has this number.
+const TRANSLATED: u32 = u32::MAX;
+
+/// The body of [`translate`]: [`TRANSLATED`], the number of a drop reason, or 0 if there is nothing to translate. Errors are rare: see
+/// [`crate::subprograms`].
+#[inline(always)]
+pub(crate) fn try_translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> u32 {
+    let Some(quoted) = F::quoted(skb, flow) else { return 0 };
+    let Some(entry) = conntrack::find::<F>(&quoted.reversed()) else { return 0 };
+    if entry.translates == 0 {
+        return 0;
+    }
+    let answer = entry.translated(quoted.proto);
+    // Its source stays a router's address, but becomes the other side's name for the end that it claims to be.
+    let src = if flow.tuple.src == quoted.dst { answer.src } else { flow.tuple.src };
+    let outer = Tuple { src, dst: answer.dst, ..flow.tuple };
+    if let Err(reason) = F::requote(skb, flow, &quoted, &answer.reversed()).and_then(|()| F::rewrite(skb, flow, &outer)) {
+        return reason as u32;
+    }
+    flow.tuple = outer;
+    TRANSLATED
+}
+
+/// Drops a packet and tells its sender, through the interface it came from.
+#[inline(always)]
+pub(crate) fn refuse<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, reason: DropReason, code: u8, mtu: u16) -> Verdict {
+    // Neither an error nor a later fragment is answered with an error (RFC 1122, 3.2.2).
+    if flow.icmp == Icmp::Error || flow.part == Part::Later {
+        return Verdict::Drop(reason);
+    }
+    count::drop(skb, reason, hook.program);
+    if F::make_error(skb.raw(), u32::from(code) << 16 | u32::from(mtu)) != 0 {
+        return Verdict::Counted;
+    }
+    count(Counter::Refused);
+    if hook.egress { skb.redirect_ingress(skb.ifindex()) } else { skb.redirect(skb.ifindex()) }
+}

@@ -1,0 +1,126 @@
+//! Source ports: opening a flow whose answers must be told from everybody else's.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
+use shunt_common::{
+    backend,
+    flow::Tuple,
+    net::{Port, proto},
+    verdict::{Counter, DropReason},
+};
+
+use super::conntrack::{self, Refused};
+use crate::{count::count, maps::node, packet::parse::Ip};
+
+/// How many source ports are tried before the flow is refused. With half of all ports towards one destination taken, one flow
+/// in 2^16 is refused.
+const TRIES: u32 = 16;
+
+/// Which source port a flow should leave with.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SourcePort {
+    /// Its own, another one only where that is taken.
+    Keep,
+    /// One of the node's.
+    Allocate,
+}
+
+/// A random port of the node's range.
+#[inline(always)]
+fn random_port() -> Port {
+    let (min, max) = (node!(snat_port_min), node!(snat_port_max));
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    Port::from_host(min.wrapping_add(backend::pick(random, u32::from(max.wrapping_sub(min)) + 1) as u16))
+}
+
+/// Whether a port belongs to the range that answers to this node's translated flows come back to.
+#[inline(always)]
+pub(crate) fn is_ours(port: Port) -> bool {
+    let port = port.to_host();
+    node!(snat_port_min) <= port && port <= node!(snat_port_max)
+}
+
+/// A flow that is to be opened.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Opening<F: Ip> {
+    /// What its opener sends.
+    pub(crate) original: Tuple<F>,
+    /// What is to leave; `open` changes the source port where that is taken.
+    pub(crate) to: Tuple<F>,
+    /// A [`SourcePort`], as a number: what arrives in a subprogram of its own could be anything to the verifier.
+    pub(crate) source_port: u32,
+    /// The backend's id, 0 without a Service.
+    pub(crate) backend: u32,
+    /// The backend's generation.
+    pub(crate) generation: u32,
+    /// Of the last try: 0, or the number of the drop reason.
+    pub(crate) refused: u32,
+}
+
+impl<F: Ip> Opening<F> {
+    /// A flow that leaves as `to`.
+    #[inline(always)]
+    pub(crate) fn new(original: Tuple<F>, to: Tuple<F>, source_port: SourcePort) -> Self {
+        Self { original, to, source_port: source_port as u32, backend: 0, generation: 0, refused: 0 }
+    }
+
+    /// Tries to reserve `to`; notes the outcome.
+    #[inline(always)]
+    fn reserve(&mut self) {
+        self.refused = match conntrack::reserve(&self.original, &self.to, self.backend, self.generation) {
+            Ok(()) => 0,
+            Err(Refused::Collision) => DropReason::SnatPortsExhausted as u32,
+            Err(Refused::Full) => DropReason::ConntrackFull as u32,
+        };
+    }
+}
+
+/// Opens a flow, choosing another source port where its own is taken or one of the node's is asked for.
+#[inline(always)]
+pub(crate) fn open<F: Ip>(opening: &mut Opening<F>) -> Result<(), DropReason> {
+    match F::open_flow(opening) {
+        0 => Ok(()),
+        reason => Err(DropReason::from_number(reason).unwrap_or(DropReason::ConntrackFull)),
+    }
+}
+
+/// The body of [`open`]: the number of a drop reason, or 0. It runs once a flow: see [`crate::subprograms`].
+#[inline(always)]
+pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
+    // Others have no port, or one under a checksum that we cannot mend (SCTP).
+    let has_port = matches!(opening.original.proto, proto::TCP | proto::UDP | proto::ICMP);
+    opening.refused = DropReason::SnatPortsExhausted as u32;
+    if opening.source_port == SourcePort::Keep as u32 || !has_port {
+        conntrack::reclaim(&opening.original, &opening.to);
+        opening.reserve();
+    }
+    if opening.refused == DropReason::SnatPortsExhausted as u32 && has_port {
+        // The loop's body is verified once, not once a try; the kernel wants its context on this very stack.
+        let mut context = *opening;
+        // SAFETY: the callback takes the context that is passed here, which outlives the call.
+        unsafe { bpf_loop(TRIES, try_port::<F> as *mut c_void, (&raw mut context).cast(), 0) };
+        *opening = context;
+        if opening.refused == 0 {
+            count(Counter::SnatNewFlow);
+        }
+    }
+    if opening.refused == 0
+        && conntrack::commit(&opening.original, &opening.to, opening.backend, opening.generation).is_err()
+    {
+        return DropReason::ConntrackFull as u32;
+    }
+    opening.refused
+}
+
+/// One try with a random port: 1 ends the loop.
+extern "C" fn try_port<F: Ip>(_: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `try_open` passes this and waits.
+    let opening = unsafe { &mut *context.cast::<Opening<F>>() };
+    opening.to.sport = random_port();
+    opening.reserve();
+    (opening.refused != DropReason::SnatPortsExhausted as u32) as i64
+}

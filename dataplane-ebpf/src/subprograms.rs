@@ -1,0 +1,79 @@
+//! Functions that the kernel verifies once and on their own ("global functions", Documentation/bpf/verifier.rst), instead of anew on
+//! every path that leads to a call: what runs once a flow, or for packets that are not the rule.
+//!
+//! The price is that nothing is known of their arguments: a pointer may be null, a number anything.
+
+use aya_ebpf::bindings::__sk_buff;
+use shunt_common::net::{Family, V4};
+
+use crate::{
+    count,
+    packet::{parse::Flow, refuse::Refusal, skb::Skb},
+    stages::{icmp, snat},
+    stages::snat::Opening,
+};
+
+/// The subprograms of one address family.
+pub(crate) trait Subprograms: Family
+where
+    Self: Sized,
+{
+    /// [`snat::try_open`].
+    fn open_flow(opening: &mut Opening<Self>) -> u32
+    where
+        Self: crate::packet::parse::Ip;
+
+    /// [`icmp::try_translate`].
+    fn translate_error(skb: *mut __sk_buff, flow: &mut Flow<Self>) -> u32;
+
+    /// [`Refusal::refuse`]: 0 if it did.
+    fn make_error(skb: *mut __sk_buff, code_mtu: u32) -> u32;
+}
+
+impl Subprograms for V4 {
+    #[inline(always)]
+    fn open_flow(opening: &mut Opening<V4>) -> u32 {
+        open_flow_v4(opening)
+    }
+
+    #[inline(always)]
+    fn translate_error(skb: *mut __sk_buff, flow: &mut Flow<V4>) -> u32 {
+        translate_error_v4(skb, flow)
+    }
+
+    #[inline(always)]
+    fn make_error(skb: *mut __sk_buff, code_mtu: u32) -> u32 {
+        make_error_v4(skb, code_mtu)
+    }
+}
+
+/// What a subprogram returns for a null pointer, which no caller passes.
+const NULL: u32 = u32::MAX - 1;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open_flow_v4(opening: *mut Opening<V4>) -> u32 {
+    // SAFETY: not null as checked; the verifier holds the caller to a whole, initialised `Opening`.
+    unsafe { opening.as_mut() }.map_or(NULL, |opening| snat::try_open(opening))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate_error_v4(skb: *mut __sk_buff, flow: *mut Flow<V4>) -> u32 {
+    // SAFETY: as above.
+    unsafe { flow.as_mut() }.map_or(NULL, |flow| icmp::try_translate(Skb::new(skb), flow))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_error_v4(skb: *mut __sk_buff, code_mtu: u32) -> u32 {
+    V4::refuse(Skb::new(skb), (code_mtu >> 16) as u8, code_mtu as u16).is_err() as u32
+}
+
+/// [`count::tell`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn tell_drop(skb: *mut __sk_buff, reason: u32, program: u32) -> u32 {
+    count::tell(Skb::new(skb), reason, program as u8);
+    0
+}
