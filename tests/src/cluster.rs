@@ -165,8 +165,18 @@ impl Cluster {
     /// # Errors
     /// The file could not be written.
     pub fn put_endpoints(&self, service: &str, ports: &[Port], endpoints: &[Endpoint]) -> Result<()> {
+        let named: Vec<_> = ports.iter().map(|port| (port.name(), *port)).collect();
+        let named: Vec<_> = named.iter().map(|(name, port)| (name.as_str(), *port)).collect();
+        self.put_named_endpoints(service, &named, endpoints)
+    }
+
+    /// The one EndpointSlice of a Service whose ports have names of their own.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn put_named_endpoints(&self, service: &str, ports: &[(&str, Port)], endpoints: &[Endpoint]) -> Result<()> {
         let ports: Vec<_> =
-            ports.iter().map(|port| json!({ "name": port.name(), "protocol": port.protocol, "port": port.target })).collect();
+            ports.iter().map(|(name, port)| json!({ "name": name, "protocol": port.protocol, "port": port.target })).collect();
         let endpoints: Vec<_> = endpoints
             .iter()
             .map(|endpoint| {

@@ -4,12 +4,16 @@
 //! `shl-ID-*`, pins `BPFFS/shl-ID`, cgroups `CGROUP2/shl-ID`. That is what lets a later lab sweep up after a killed owner.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder, File, OpenOptions},
     io::ErrorKind,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -24,7 +28,7 @@ use crate::{
     cluster::Cluster,
     command,
     netns::{self, Netns},
-    node::Node,
+    node::{self, Node},
     plain::PlainNode,
     pod::Pod,
     topology::{Kind, Topology, node_address, pod_range},
@@ -37,6 +41,8 @@ const REGISTRY: &str = "/run/shunt-lab";
 const BPFFS: &str = "/sys/fs/bpf";
 const KEPT: &str = "kept";
 const OWNER: &str = "owner";
+/// Names the node that works in the machine's own namespace.
+pub(crate) const ON_MACHINE: &str = "on-machine";
 
 /// A standing lab. Dropping it removes it.
 #[derive(Debug)]
@@ -152,6 +158,7 @@ impl Lab {
             }
             let Some(lock) = lock(&dir)? else { continue };
             let cluster = Cluster::new(&dir.join("cluster"))?;
+            own().insert(id.clone());
             return Ok(Self {
                 id,
                 dir,
@@ -234,6 +241,7 @@ impl Lab {
     /// The mark could not be written.
     pub fn keep(&mut self) -> Result<()> {
         fs::write(self.dir.join(KEPT), "")?;
+        own().remove(&self.id);
         self.kept = true;
         Ok(())
     }
@@ -243,7 +251,22 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if !self.kept {
             remove(&self.id);
+            own().remove(&self.id);
         }
+    }
+}
+
+/// Labs that this process must remove.
+fn own() -> MutexGuard<'static, BTreeSet<String>> {
+    static OWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all labs of this process, for a signal handler's thread that ends it next.
+pub fn remove_own() {
+    let own = own().clone();
+    for id in own {
+        remove(&id);
     }
 }
 
@@ -304,11 +327,21 @@ pub fn remove(id: &str) {
         }
         remove_cgroups(&ours);
     }
+    let dir = Path::new(REGISTRY).join(id);
+    if let Ok(node) = fs::read_to_string(dir.join(ON_MACHINE)) {
+        // Links and routes outside of our namespaces are not gone with them.
+        let mut cleanup = Command::new(node::shunt_binary().unwrap_or_else(|_| "shunt".into()));
+        cleanup.arg("cleanup").arg("--pin-dir").arg(Path::new(BPFFS).join(&name).join(&node));
+        cleanup.arg("--state-dir").arg(dir.join(&node).join("state")).arg("--run-dir").arg(dir.join(&node).join("run"));
+        if let Err(error) = command::run(&mut cleanup) {
+            eprintln!("lab {id}: {error:#}");
+        }
+    }
     let _ = fs::remove_dir_all(Path::new(BPFFS).join(&name));
     for netns in netns::names_with(&format!("{name}-")) {
         let _ = netns::remove(&netns);
     }
-    let _ = fs::remove_dir_all(Path::new(REGISTRY).join(id));
+    let _ = fs::remove_dir_all(dir);
 }
 
 fn remove_cgroups(dir: &Path) {

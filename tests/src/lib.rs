@@ -17,14 +17,17 @@
 //! namespaces, pins and cgroups carry the lab's id. Dropping a [`lab::Lab`] removes all of it; what a killed process left
 //! behind is removed by the next lab. Needs root, and nothing of shunt but the binary that `SHUNT_BIN` names.
 
+pub mod bench;
 pub mod capture;
 pub mod cluster;
 pub mod command;
+pub mod demo;
 pub mod lab;
 pub mod netns;
 pub mod node;
 pub mod plain;
 pub mod pod;
+pub mod standing;
 pub mod terminal;
 pub mod topology;
 pub mod traffic;

@@ -51,6 +51,15 @@ impl Netns {
         Ok(Self { name: name.to_owned(), file, cgroup: None })
     }
 
+    /// The one that this process is in.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn of_this_process() -> Result<Self> {
+        let file = File::open("/proc/self/ns/net").context("cannot open our own network namespace")?;
+        Ok(Self { name: "this machine".to_owned(), file, cgroup: None })
+    }
+
     /// Makes another whose commands run in the same cgroup.
     ///
     /// # Errors

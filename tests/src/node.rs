@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     command,
+    lab::ON_MACHINE,
     netns::Netns,
     topology::{derived_mac, node_address, pod_range},
     underlay::UPLINK,
@@ -35,6 +36,7 @@ pub struct Node {
     pins: PathBuf,
     cgroup: PathBuf,
     cluster: PathBuf,
+    uplink: String,
     agent: Option<Child>,
 }
 
@@ -74,6 +76,7 @@ impl Node {
             dir,
             cgroup,
             cluster: cluster.to_owned(),
+            uplink: UPLINK.to_owned(),
             agent: None,
         })
     }
@@ -126,7 +129,7 @@ impl Node {
     /// There is no `shunt`.
     pub fn agent_command(&self, cluster: Option<&Path>) -> Result<Command> {
         let mut command = self.netns.command(shunt_binary()?);
-        command.args(["agent", "--node-name", &self.name, "--underlay", UPLINK]);
+        command.args(["agent", "--node-name", &self.name, "--underlay", &self.uplink]);
         command.arg("--cluster-state").arg(cluster.unwrap_or(&self.cluster));
         command.arg("--run-dir").arg(self.dir.join("run"));
         command.arg("--state-dir").arg(self.state_dir());
@@ -138,6 +141,18 @@ impl Node {
         // Ctrl-C is for us, who then take everything down in order.
         command.process_group(0).stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// Makes the machine's own namespace this node's, with one of its interfaces as underlay.
+    ///
+    /// # Errors
+    /// The namespace cannot be opened.
+    pub fn move_to_machine(&mut self, interface: &str) -> Result<()> {
+        self.netns = Netns::of_this_process()?;
+        self.netns.join_cgroup(&self.cgroup)?;
+        interface.clone_into(&mut self.uplink);
+        fs::write(self.dir.with_file_name(ON_MACHINE), &self.name)?;
+        Ok(())
     }
 
     /// Starts the agent.
