@@ -53,6 +53,14 @@ pub struct Pod {
     pub netns: PathBuf,
 }
 
+impl Pod {
+    /// Namespace and name if the runtime told them, else the attachment.
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.pod.name.is_empty() { self.attachment.to_string() } else { format!("{}/{}", self.pod.namespace, self.pod.name) }
+    }
+}
+
 /// Why a text cannot be part of a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {

@@ -1,6 +1,7 @@
 //! The user side of shunt. Data flows one way: cluster objects -> model -> compile -> diff -> kernel maps.
 
 pub mod attachment;
+pub mod cli;
 pub mod cluster;
 pub mod cni;
 pub mod compile;

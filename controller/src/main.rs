@@ -3,8 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if shunt::cni::is_called() {
-        return shunt::cni::main();
-    }
-    ExitCode::SUCCESS
+    if shunt::cni::is_called() { shunt::cni::main() } else { shunt::cli::main() }
 }

@@ -76,7 +76,7 @@ impl Book {
         match outside.next() {
             None => Ok(usable),
             Some(pod) => {
-                Err(IpamError::RangeChanged { range, held: 1 + outside.count(), example: pod_name(pod), address: pod.address })
+                Err(IpamError::RangeChanged { range, held: 1 + outside.count(), example: pod.title(), address: pod.address })
             }
         }
     }
@@ -224,10 +224,6 @@ struct Written {
 struct Released {
     address: Ipv4Addr,
     unix_ms: u64,
-}
-
-fn pod_name(pod: &Pod) -> String {
-    if pod.pod.name.is_empty() { pod.attachment.to_string() } else { format!("{}/{}", pod.pod.namespace, pod.pod.name) }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use shunt_common::net::Mac;
 
-pub use crate::attachment::{AttachmentKey, Pod, PodIdentity};
+pub use crate::{
+    attachment::{AttachmentKey, Pod, PodIdentity},
+    problem::Problem,
+};
 
 use crate::attachment::mac_text;
 
@@ -204,7 +207,7 @@ pub struct Status {
     /// The last time that cluster state was brought into force, if ever.
     pub last_sync: Option<SyncReport>,
     /// What of the cluster state was refused.
-    pub problems: Vec<ProblemReport>,
+    pub problems: Vec<Problem>,
     /// What an operator should know though it is no fault: policies that are not enforced, for one.
     pub notes: Vec<String>,
 }
@@ -235,22 +238,6 @@ pub struct SyncReport {
     pub steps: u64,
 }
 
-/// A part of the cluster state that was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ProblemReport {
-    /// The file.
-    pub file: String,
-    /// The document's number in it, from 1.
-    pub document: Option<u32>,
-    /// Kind, namespace and name of the object, as far as they could be read.
-    pub object: Option<String>,
-    /// The field, as `spec.ports[0].port`.
-    pub field: Option<String>,
-    /// What is wrong with it and what is done instead.
-    pub message: String,
-}
-
 /// One line of `monitor`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -271,7 +258,7 @@ pub enum Happening {
     /// Cluster state came into force.
     Synced(SyncReport),
     /// A part of the cluster state was refused.
-    Problem(ProblemReport),
+    Problem(Problem),
     /// A pod was attached.
     PodAttached(Pod),
     /// A pod was removed.
