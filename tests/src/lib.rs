@@ -27,6 +27,7 @@ pub mod netns;
 pub mod node;
 pub mod plain;
 pub mod pod;
+pub mod service;
 pub mod standing;
 pub mod terminal;
 pub mod topology;

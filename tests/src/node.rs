@@ -7,11 +7,15 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Context, Result, bail, ensure};
+use shunt::{
+    kernel::{pins::PinDir, read::Reader},
+    socket::{client::Client, protocol::Status},
+};
+use shunt_common::verdict::{Counter, DropReason};
 
 use crate::{
     command,
@@ -242,30 +246,55 @@ impl Node {
         command::output(&mut command)
     }
 
-    /// What `shunt get WHAT -o json` says.
+    /// What the agent says of itself, over its socket.
     ///
     /// # Errors
-    /// It failed, or what it printed is no JSON.
-    pub fn get(&self, what: &str) -> Result<Value> {
-        self.json(&["get", what, "-o", "json"])
+    /// It doesn't answer.
+    pub fn status(&self) -> Result<Status> {
+        let mut client = Client::connect(&self.socket(), Duration::from_secs(2))?;
+        Ok(client.status()?)
     }
 
-    /// What `shunt status -o json` says, healthy or not.
+    /// Whether the agent has read and applied everything that was written to a cluster state until now.
     ///
     /// # Errors
-    /// What it printed is no JSON.
-    pub fn status(&self) -> Result<Value> {
-        let output = self.shunt(&["status", "-o", "json"])?;
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("`shunt status` of {}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim()))
-    }
-
-    fn json(&self, args: &[&str]) -> Result<Value> {
-        let output = self.shunt(args)?;
-        if !output.status.success() {
-            bail!("`shunt {}` on {}: {}", args.join(" "), self.name, String::from_utf8_lossy(&output.stderr).trim());
+    /// It has not yet, or doesn't answer.
+    pub fn settled(&self, cluster: &Path) -> Result<()> {
+        let mut newest = fs::metadata(cluster)?.modified()?;
+        for entry in fs::read_dir(cluster)? {
+            newest = newest.max(entry?.metadata()?.modified()?);
         }
-        serde_json::from_slice(&output.stdout).with_context(|| format!("`shunt {}` is no JSON", args.join(" ")))
+        let written = newest.duration_since(SystemTime::UNIX_EPOCH)?.as_micros();
+        let sync = self.status()?.last_sync.context("the agent has applied nothing yet")?;
+        let began = u128::from(sync.at_unix_ms + 1) * 1000 - u128::from(sync.duration_us);
+        ensure!(began >= written, "the agent of {} last looked before the latest change", self.name);
+        Ok(())
+    }
+
+    /// Packets dropped for a reason until now.
+    ///
+    /// # Errors
+    /// The pinned counters cannot be read.
+    pub fn drops(&self, reason: DropReason) -> Result<u64> {
+        let drops = self.kernel()?.drops()?;
+        Ok(drops.iter().find(|(known, _)| *known == reason).map_or(0, |(_, count)| *count))
+    }
+
+    /// Packets counted until now.
+    ///
+    /// # Errors
+    /// The pinned counters cannot be read.
+    pub fn counter(&self, counter: Counter) -> Result<u64> {
+        let counters = self.kernel()?.counters()?;
+        Ok(counters.iter().find(|(known, _)| *known == counter).map_or(0, |(_, count)| *count))
+    }
+
+    /// What the kernel holds of this node, read from its pins.
+    ///
+    /// # Errors
+    /// A pinned map is missing.
+    pub fn kernel(&self) -> Result<Reader> {
+        Ok(Reader::open(&PinDir::new(&self.pins))?)
     }
 
     /// `shunt cleanup` of this node.

@@ -1,0 +1,142 @@
+//! Connections while endpoints come and go ("Connections and change" of the specification).
+//!
+//! ```text
+//!   n1 -- pods a (client), b        n2 -- pod c
+//! ```
+
+use anyhow::{Context, Result, ensure};
+use shunt_lab::{
+    cluster::{Endpoint, Port},
+    lab::{Lab, eventually},
+    netns::Netns,
+    pod::Pod,
+    service::{PORT, PORTS, SOON, Service, TARGET, refused, serve_pod, tcp_answer, udp_answer},
+    topology::PAIR,
+    traffic::echo::{Server, TcpClient, UdpClient},
+};
+
+struct Scene {
+    lab: Lab,
+    a: Pod,
+    b: Pod,
+    c: Pod,
+    service: Service,
+    _servers: [[Server; 2]; 2],
+}
+
+/// A Service with `b` behind it; `c` serves too but is no endpoint yet.
+fn scene() -> Result<Scene> {
+    let lab = Lab::build(&PAIR)?;
+    let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
+    let servers = [serve_pod(&b)?, serve_pod(&c)?];
+    let service = Service::create(&lab, "web", 10, &[&b])?;
+    Ok(Scene { lab, a, b, c, service, _servers: servers })
+}
+
+/// A UDP socket that keeps its port is answered by the backend that is there.
+fn udp_follows(scene: &Scene, from: &Netns, connected: bool) -> Result<()> {
+    let Scene { lab, b, c, service, .. } = scene;
+    let client = UdpClient::bind(from, 45_000)?;
+    if connected {
+        client.connect(service.vip)?;
+    }
+    let answered_by = |name: &str| {
+        eventually(SOON, || {
+            let answer = client.ask(service.vip, b"who?")?;
+            ensure!(answer.server == name, "answered by {}", answer.server);
+            Ok(())
+        })
+        .with_context(|| format!("{}, connected: {connected}, expecting {name}", from.name()))
+    };
+    service.set_pods(lab, &[b])?;
+    answered_by("b")?;
+    service.set_pods(lab, &[c])?;
+    answered_by("c")?;
+
+    // The target port changes: the old one is silent.
+    let elsewhere = std::net::SocketAddrV4::new(c.address, TARGET + 1);
+    let _moved = Server::udp(&c.netns, elsewhere, "c on another port")?;
+    service.set(lab, &[Port::udp(PORT, TARGET + 1)], &[Endpoint::ready(c.address, "n2")])?;
+    answered_by("c on another port")?;
+
+    // Packets sent while nobody was there leave no black hole.
+    service.set_pods(lab, &[])?;
+    for _ in 0..3 {
+        ensure!(client.ask(service.vip, b"anybody?").is_err(), "nobody should answer");
+    }
+    service.set_pods(lab, &[b])?;
+    answered_by("b")
+}
+
+#[test]
+fn a_udp_socket_of_a_pod_follows_the_endpoints() -> Result<()> {
+    let scene = scene()?;
+    udp_follows(&scene, &scene.a.netns, false)
+}
+
+#[test]
+fn a_connected_udp_socket_of_a_pod_follows_the_endpoints() -> Result<()> {
+    let scene = scene()?;
+    udp_follows(&scene, &scene.a.netns, true)
+}
+
+#[test]
+fn a_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
+    let scene = scene()?;
+    udp_follows(&scene, &scene.lab.node("n1").netns, false)
+}
+
+#[test]
+fn a_connected_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
+    let scene = scene()?;
+    udp_follows(&scene, &scene.lab.node("n1").netns, true)
+}
+
+#[test]
+fn a_tcp_connection_stays_with_its_backend_while_that_lives() -> Result<()> {
+    let Scene { lab, a, b, c, service, _servers } = scene()?;
+    let n1 = lab.node("n1");
+    let mut pod = TcpClient::connect(&a.netns, service.vip)?;
+    let mut host = TcpClient::connect(&n1.netns, service.vip)?;
+    let mut still = |what: &str| -> Result<()> {
+        pod.exchange(&[1; 5000]).with_context(|| format!("from the pod, {what}"))?;
+        host.exchange(&[1; 5000]).with_context(|| format!("from the node, {what}"))
+    };
+    still("at first")?;
+    service.set_pods(&lab, &[&b, &c])?;
+    still("with another endpoint")?;
+    service.set(&lab, &PORTS, &[Endpoint::terminating(b.address, "n1"), Endpoint::ready(c.address, "n2")])?;
+    still("while its backend terminates")?;
+    for _ in 0..10 {
+        ensure!(tcp_answer(&a.netns, service.vip)?.server == "c", "a terminating backend got a new connection");
+    }
+    service.set_pods(&lab, &[&c])?;
+    still("with its endpoint gone from the list")?;
+    service.set_pods(&lab, &[])?;
+    still("without any endpoint")?;
+    refused(&a.netns, service.vip)
+}
+
+#[test]
+fn when_all_terminate_the_serving_ones_take_new_connections() -> Result<()> {
+    let Scene { lab, a, b, service, _servers, .. } = scene()?;
+    service.set(&lab, &PORTS, &[Endpoint::terminating(b.address, "n1")])?;
+    ensure!(tcp_answer(&a.netns, service.vip)?.server == "b");
+    ensure!(udp_answer(&a.netns, service.vip)?.server == "b");
+    Ok(())
+}
+
+#[test]
+fn a_service_that_is_deleted_and_made_again_serves_again() -> Result<()> {
+    let Scene { lab, a, b, service, _servers, .. } = scene()?;
+    tcp_answer(&a.netns, service.vip)?;
+    lab.cluster.remove("service-web.yaml")?;
+    lab.cluster.remove("endpoints-web.yaml")?;
+    eventually(SOON, || match tcp_answer(&a.netns, service.vip) {
+        Ok(answer) => anyhow::bail!("{} still answers", answer.server),
+        Err(_) => Ok(()),
+    })?;
+    let service = Service::create(&lab, "web", 10, &[&b])?;
+    ensure!(tcp_answer(&a.netns, service.vip)?.server == "b");
+    Ok(())
+}
