@@ -9,8 +9,8 @@ use shunt_common::net::{Family, V4};
 use crate::{
     count,
     packet::{parse::Flow, refuse::Refusal, skb::Skb},
-    stages::{icmp, snat},
     stages::snat::Opening,
+    stages::{icmp, snat},
 };
 
 /// The subprograms of one address family.

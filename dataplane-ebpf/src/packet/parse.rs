@@ -171,7 +171,13 @@ impl Ip for V4 {
             Part::Whole
         };
         let mut flow = Flow {
-            tuple: Tuple { src: Ip4 { be: ip.src }, dst: Ip4 { be: ip.dst }, sport: Port::NONE, dport: Port::NONE, proto: ip.proto },
+            tuple: Tuple {
+                src: Ip4 { be: ip.src },
+                dst: Ip4 { be: ip.dst },
+                sport: Port::NONE,
+                dport: Port::NONE,
+                proto: ip.proto,
+            },
             l4: ETH_LEN + header_len as u64,
             l4_len: 8,
             tcp_flags: 0,

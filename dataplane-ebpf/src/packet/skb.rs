@@ -219,10 +219,8 @@ impl Skb {
     /// Out of an interface to an on-link next hop of an address family (an IPv4 address is the first word); the kernel writes the Ethernet header, resolving the neighbour if it must.
     #[inline(always)]
     pub(crate) fn redirect_neigh(self, ifindex: u32, family: u8, next_hop: [u32; 4]) -> Verdict {
-        let mut params = bpf_redir_neigh {
-            nh_family: family as u32,
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next_hop },
-        };
+        let mut params =
+            bpf_redir_neigh { nh_family: family as u32, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next_hop } };
         // SAFETY: the parameters live on the stack and have the length given.
         unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) };
         Verdict::Redirect

@@ -89,9 +89,9 @@ pub(crate) fn forget<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) {
 #[inline(always)]
 pub(crate) fn reserve<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
     let [_, (key, entry)] = CtEntry::pair(original, to, backend, generation, now());
-    F::conntrack().insert(key, entry, BPF_NOEXIST as u64).map_err(|error| {
-        if error == EEXIST { Refused::Collision } else { Refused::Full }
-    })
+    F::conntrack()
+        .insert(key, entry, BPF_NOEXIST as u64)
+        .map_err(|error| if error == EEXIST { Refused::Collision } else { Refused::Full })
 }
 
 /// Frees the tuple of a flow's answer if its holder is the same flow's past, or is over.

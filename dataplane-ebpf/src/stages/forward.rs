@@ -47,15 +47,13 @@ pub(crate) fn run<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
     }
     let (to, next) = match next {
         _ if icmp::translate(skb, &mut flow)? => (flow.tuple, route::lookup::<F>(flow.tuple.dst)),
-        Next::Service => {
-            match service::translate(&flow, client(&flow, hook))? {
-                Ok(to) => (to, route::lookup::<F>(to.dst)),
-                Err(Nobody::Silent(reason)) => return dropped(reason),
-                Err(Nobody::Refuse(reason)) => {
-                    return ControlFlow::Continue(icmp::refuse(skb, hook, &flow, reason, unreachable::PORT, 0));
-                }
+        Next::Service => match service::translate(&flow, client(&flow, hook))? {
+            Ok(to) => (to, route::lookup::<F>(to.dst)),
+            Err(Nobody::Silent(reason)) => return dropped(reason),
+            Err(Nobody::Refuse(reason)) => {
+                return ControlFlow::Continue(icmp::refuse(skb, hook, &flow, reason, unreachable::PORT, 0));
             }
-        }
+        },
         _ => {
             let to = track(&flow, hook, next)?;
             (to, if to.dst == flow.tuple.dst { next } else { route::lookup::<F>(to.dst) })
@@ -91,9 +89,7 @@ fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next) -> Stage<Tuple<F>> {
             done(snat::open(&mut opening))?;
             ControlFlow::Continue(opening.to)
         }
-        Next::Pod { .. } | Next::Tunnel { .. } | Next::Host
-            if !hook.egress && (flow.is_syn() || tuple.proto == proto::UDP) =>
-        {
+        Next::Pod { .. } | Next::Tunnel { .. } | Next::Host if !hook.egress && (flow.is_syn() || tuple.proto == proto::UDP) => {
             let mut opening = Opening::new(tuple, tuple, SourcePort::Keep);
             if snat::open(&mut opening).is_err() {
                 count(Counter::DirectUntracked);

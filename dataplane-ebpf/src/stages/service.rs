@@ -67,7 +67,8 @@ pub(crate) fn translate<F: Ip>(flow: &Flow<F>, client: Client) -> Stage<Result<T
     // SAFETY: a helper without arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let id = slot(service.base.wrapping_add(backend::pick(random, service.count))).unwrap_or(0);
-    let Some(&Backend { addr, port, generation, .. }) = F::backends().get(id).filter(|backend| backend.state != state::FREE) else {
+    let Some(&Backend { addr, port, generation, .. }) = F::backends().get(id).filter(|backend| backend.state != state::FREE)
+    else {
         // The run was given to another Service between two look-ups: as good as no endpoint, and the client's next packet finds one.
         return dropped(DropReason::NoEndpoints);
     };
@@ -109,6 +110,5 @@ fn is_still_good<F: Ip>(flow: &Flow<F>, entry: &CtEntry<F>) -> bool {
     if !is_tcp {
         return true;
     }
-    !conntrack::is_over(entry, proto::TCP)
-        && (backend.state == state::ACTIVE || conntrack::is_answered(entry, proto::TCP))
+    !conntrack::is_over(entry, proto::TCP) && (backend.state == state::ACTIVE || conntrack::is_answered(entry, proto::TCP))
 }

@@ -108,9 +108,7 @@ pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
             count(Counter::SnatNewFlow);
         }
     }
-    if opening.refused == 0
-        && conntrack::commit(&opening.original, &opening.to, opening.backend, opening.generation).is_err()
-    {
+    if opening.refused == 0 && conntrack::commit(&opening.original, &opening.to, opening.backend, opening.generation).is_err() {
         return DropReason::ConntrackFull as u32;
     }
     opening.refused

@@ -1,0 +1,8 @@
+//! Every program, packet by packet: the whole outcome of each, to the last byte and counter.
+
+mod from_host;
+mod from_pod;
+mod from_wire;
+mod harness;
+mod packet;
+mod to_pod;
