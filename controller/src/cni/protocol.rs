@@ -400,3 +400,6 @@ pub fn versions(asked: Option<SpecVersion>) -> String {
     ]);
     json!(answer).to_string()
 }
+
+#[cfg(test)]
+mod tests;
