@@ -9,8 +9,10 @@ use shunt_common::net::{Family, V4};
 use crate::{
     count,
     packet::{parse::Flow, refuse::Refusal, skb::Skb},
-    stages::snat::Opening,
-    stages::{icmp, snat},
+    stages::{
+        fragment, icmp,
+        snat::{self, Opening},
+    },
 };
 
 /// The subprograms of one address family.
@@ -26,6 +28,9 @@ where
     /// [`icmp::try_translate`].
     fn translate_error(skb: *mut __sk_buff, flow: &mut Flow<Self>) -> u32;
 
+    /// [`fragment::try_resolve`].
+    fn resolve_fragment(flow: &mut Flow<Self>, how: u32) -> u32;
+
     /// [`Refusal::refuse`]: 0 if it did.
     fn make_error(skb: *mut __sk_buff, code_mtu: u32) -> u32;
 }
@@ -39,6 +44,11 @@ impl Subprograms for V4 {
     #[inline(always)]
     fn translate_error(skb: *mut __sk_buff, flow: &mut Flow<V4>) -> u32 {
         translate_error_v4(skb, flow)
+    }
+
+    #[inline(always)]
+    fn resolve_fragment(flow: &mut Flow<V4>, how: u32) -> u32 {
+        resolve_fragment_v4(flow, how)
     }
 
     #[inline(always)]
@@ -62,6 +72,13 @@ extern "C" fn open_flow_v4(opening: *mut Opening<V4>) -> u32 {
 extern "C" fn translate_error_v4(skb: *mut __sk_buff, flow: *mut Flow<V4>) -> u32 {
     // SAFETY: as above.
     unsafe { flow.as_mut() }.map_or(NULL, |flow| icmp::try_translate(Skb::new(skb), flow))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn resolve_fragment_v4(flow: *mut Flow<V4>, how: u32) -> u32 {
+    // SAFETY: as above.
+    unsafe { flow.as_mut() }.map_or(NULL, |flow| fragment::try_resolve(flow, how))
 }
 
 #[unsafe(no_mangle)]

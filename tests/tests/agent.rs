@@ -123,7 +123,10 @@ fn a_bad_document_is_refused_and_everything_else_goes_on() -> Result<()> {
             Ok(())
         })?;
         let problem = &n1.status()?.problems[0];
-        ensure!(problem.file.as_deref().is_some_and(|file| file.contains("bad.yaml")) && !problem.message.is_empty(), "{problem:?}");
+        ensure!(
+            problem.file.as_deref().is_some_and(|file| file.contains("bad.yaml")) && !problem.message.is_empty(),
+            "{problem:?}"
+        );
         ensure!(!healthy(n1)?, "the exit code shows it");
         tcp_answer(&a.netns, service.vip)?;
     }

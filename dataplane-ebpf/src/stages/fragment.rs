@@ -19,40 +19,63 @@ pub(crate) enum Unknown {
     Pass,
 }
 
+/// What becomes of a fragment, as a subprogram says it; drop reasons have other numbers.
+mod outcome {
+    pub(super) const ON: u32 = 0;
+    pub(super) const REASSEMBLE: u32 = u32::MAX;
+    pub(super) const PASS: u32 = u32::MAX - 1;
+}
+
 /// Gives a fragment the ports of its datagram. `true` means: to reassembly.
 #[inline(always)]
 pub(crate) fn resolve<F: Ip>(flow: &mut Flow<F>, hook: Hook, unknown: Unknown) -> Stage<bool> {
     if flow.part == Part::Whole {
         return ControlFlow::Continue(false);
     }
+    let how = u32::from(hook.program) | u32::from(hook.egress) << 8 | u32::from(unknown == Unknown::Pass) << 9;
+    match F::resolve_fragment(flow, how) {
+        outcome::ON => ControlFlow::Continue(false),
+        outcome::REASSEMBLE => ControlFlow::Continue(true),
+        outcome::PASS => ControlFlow::Break(Verdict::Pass),
+        _ => dropped(DropReason::FragmentWithoutReassembly),
+    }
+}
+
+/// The body of [`resolve`]: see [`crate::subprograms`]. `how` has the program in its low byte, then one bit each for egress and "pass".
+#[inline(always)]
+pub(crate) fn try_resolve<F: Ip>(flow: &mut Flow<F>, how: u32) -> u32 {
+    let (egress, pass) = (how & 1 << 8 != 0, how & 1 << 9 != 0);
     let key = FragmentKey {
         src: flow.tuple.src,
         dst: flow.tuple.dst,
-        id: flow.id as u32,
-        proto_hook: flow.tuple.proto as u32 | (hook.program as u32) << 8,
+        id: u32::from(flow.id),
+        proto_hook: u32::from(flow.tuple.proto) | (how & 0xff) << 8,
     };
     // SAFETY: the value is read at once.
     let known = unsafe { F::fragments().get(key) };
-    match (known, flow.part) {
-        (Some(datagram), _) if datagram.way == way::REASSEMBLE => ControlFlow::Continue(true),
-        (Some(datagram), Part::Later) => {
+    match known {
+        Some(datagram) if datagram.way == way::REASSEMBLE => return outcome::REASSEMBLE,
+        Some(datagram) if flow.part == Part::Later => {
             flow.tuple.sport = datagram.sport;
             flow.tuple.dport = datagram.dport;
-            ControlFlow::Continue(false)
+            return outcome::ON;
         }
-        (_, Part::First) => {
-            let datagram = Fragment { way: way::PORTS_KNOWN, sport: flow.tuple.sport, dport: flow.tuple.dport };
-            // Where even the LRU has no room, the later fragments go to reassembly.
-            let _ = F::fragments().insert(key, datagram, 0);
-            ControlFlow::Continue(false)
-        }
-        _ if unknown == Unknown::Pass => ControlFlow::Break(Verdict::Pass),
-        // After reassembly the stack sends them in order: one that is still unknown has lost its first.
-        _ if hook.egress => dropped(DropReason::FragmentWithoutReassembly),
-        _ => {
-            let datagram = Fragment { way: way::REASSEMBLE, sport: flow.tuple.sport, dport: flow.tuple.dport };
-            let _ = F::fragments().insert(key, datagram, 0);
-            ControlFlow::Continue(true)
-        }
+        _ => {}
     }
+    if flow.part == Part::First {
+        let datagram = Fragment { way: way::PORTS_KNOWN, sport: flow.tuple.sport, dport: flow.tuple.dport };
+        // Where even the LRU has no room, the later fragments go to reassembly.
+        let _ = F::fragments().insert(key, datagram, 0);
+        return outcome::ON;
+    }
+    if pass {
+        return outcome::PASS;
+    }
+    // After reassembly the stack sends them in order: one that is still unknown has lost its first.
+    if egress {
+        return DropReason::FragmentWithoutReassembly as u32;
+    }
+    let datagram = Fragment { way: way::REASSEMBLE, sport: flow.tuple.sport, dport: flow.tuple.dport };
+    let _ = F::fragments().insert(key, datagram, 0);
+    outcome::REASSEMBLE
 }
