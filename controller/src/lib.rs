@@ -1,5 +1,6 @@
 //! The user side of shunt. Data flows one way: cluster objects -> model -> compile -> diff -> kernel maps.
 
+pub mod agent;
 pub mod attachment;
 pub mod cli;
 pub mod cluster;

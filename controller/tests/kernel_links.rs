@@ -69,7 +69,7 @@ fn the_underlay_is_found_by_address_or_name() {
             "{error}"
         );
         let error = links::find_underlay(netlink, None, Ipv4Addr::new(198, 51, 100, 1)).unwrap_err().to_string();
-        assert!(error.contains("198.51.100.1") && error.contains("--underlay"), "{error}");
+        assert!(error.contains("198.51.100.1") && error.contains("status.addresses"), "{error}");
         ip("link set eth9 mtu 600");
         assert!(matches!(links::find_underlay(netlink, None, NODE_IP), Err(LinksError::MtuTooSmall { mtu: 600, .. })));
     });

@@ -1,5 +1,6 @@
 //! The command line: one command a file. Exit codes: 0 done and healthy, 1 failed or unhealthy, 2 wrong usage.
 
+mod agent;
 mod cleanup;
 mod get;
 mod monitor;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Keep this node's dataplane as the cluster state says, until SIGTERM
+    Agent(agent::Agent),
     /// Show health, counts, the last sync and drops on one screen; exit 0 only if healthy
     Status(status::Status),
     /// Show what the kernel holds now; works without an agent
@@ -81,6 +84,7 @@ impl Dirs {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
+        Command::Agent(command) => command.run(&cli.dirs),
         Command::Status(command) => command.run(&cli.dirs),
         Command::Get(command) => command.run(&cli.dirs),
         Command::Monitor(command) => command.run(&cli.dirs),

@@ -75,7 +75,7 @@ pub fn remove_all(dir: &PinDir) -> (Removed, Vec<CleanupError>) {
     }
     for path in [dir.links(), dir.path().to_owned()] {
         match fs::remove_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound && !is_mount_point(&error) => {
+            Err(error) if !is_not_ours(&error) => {
                 errors.push(CleanupError::Directory { path, source: error });
             }
             _ => {}
@@ -88,9 +88,9 @@ pub fn remove_all(dir: &PinDir) -> (Removed, Vec<CleanupError>) {
     (removed, errors)
 }
 
-/// A pin directory may be the root of its own BPF filesystem, which is whose who mounted it.
-fn is_mount_point(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ResourceBusy
+/// A directory that is gone already, is the root of a BPF filesystem (which is whose who mounted it), or holds what others put there.
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty)
 }
 
 fn remove_devices(netlink: &mut Netlink, removed: &mut Removed, errors: &mut Vec<CleanupError>) {

@@ -23,9 +23,17 @@ impl Listeners {
     /// # Errors
     /// The map is missing or cannot be written.
     pub fn open(dir: &PinDir) -> Result<Self, TableError> {
-        let listeners = Self { table: Table::open(&maps::LISTENERS, &dir.map(&maps::LISTENERS))? };
+        let listeners = Self::adopt(dir)?;
         listeners.set(0)?;
         Ok(listeners)
+    }
+
+    /// Over the pinned map as it is.
+    ///
+    /// # Errors
+    /// The map is missing.
+    pub fn adopt(dir: &PinDir) -> Result<Self, TableError> {
+        Ok(Self { table: Table::open(&maps::LISTENERS, &dir.map(&maps::LISTENERS))? })
     }
 
     /// Tells programs how many listen.

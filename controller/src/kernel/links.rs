@@ -39,9 +39,7 @@ pub enum LinksError {
         present: Vec<String>,
     },
     /// No interface has the node's address.
-    #[error(
-        "no interface holds the node's InternalIP {address}: add it to one, correct the Node, or name the interface with --underlay"
-    )]
+    #[error("no interface holds the node's InternalIP {address}: add it to one, or correct status.addresses of this Node")]
     NoUnderlay {
         /// The node's address.
         address: Ipv4Addr,
@@ -192,17 +190,30 @@ fn get(netlink: &mut Netlink, message: LinkMessage, object: &str) -> Result<Opti
     }
 }
 
-/// All IPv4 addresses, each with its device's index.
+/// An IPv4 address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// The device's index.
+    pub index: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Leading bits that its network has.
+    pub prefix_len: u8,
+}
+
+/// All IPv4 addresses of this network namespace.
 ///
 /// # Errors
 /// What the kernel answers.
-pub fn addresses(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr)>, LinksError> {
+pub fn addresses(netlink: &mut Netlink) -> Result<Vec<HostAddress>, LinksError> {
     let mut query = AddressMessage::default();
     query.header.family = AddressFamily::Inet;
     let answers = netlink.dump(RouteNetlinkMessage::GetAddress(query)).map_err(netlink_error("list", "addresses"))?;
     let local = |message: &AddressMessage| {
         message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => Some((message.header.index, *address)),
+            AddressAttribute::Local(IpAddr::V4(address)) => {
+                Some(HostAddress { index: message.header.index, address: *address, prefix_len: message.header.prefix_len })
+            }
             _ => None,
         })
     };
@@ -215,22 +226,21 @@ pub fn addresses(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr)>, LinksErr
 /// The interface towards other nodes: the one named, or the one that holds the node's address.
 ///
 /// # Errors
-/// There is none, or its MTU is too small for a tunnel.
+/// There is none, nothing holds the node's address, or the MTU is too small for a tunnel.
 pub fn find_underlay(netlink: &mut Netlink, name: Option<&str>, node_ip: Ipv4Addr) -> Result<Link, LinksError> {
     let links = list(netlink)?;
-    let link = match name {
-        Some(name) => links.iter().find(|link| link.name == name).ok_or_else(|| LinksError::UnknownInterface {
-            name: name.to_owned(),
-            present: links.iter().map(|link| link.name.clone()).collect(),
-        })?,
-        None => {
-            let holders = addresses(netlink)?;
-            let holder = holders.iter().find(|(_, address)| *address == node_ip);
-            holder
-                .and_then(|(index, _)| links.iter().find(|link| link.index == *index))
-                .ok_or(LinksError::NoUnderlay { address: node_ip })?
+    let holder = addresses(netlink)?.into_iter().find(|holder| holder.address == node_ip);
+    let link = match (name, holder) {
+        (Some(name), holder) => {
+            let link = links.iter().find(|link| link.name == name).ok_or_else(|| LinksError::UnknownInterface {
+                name: name.to_owned(),
+                present: links.iter().map(|link| link.name.clone()).collect(),
+            })?;
+            holder.map(|_| link)
         }
+        (None, holder) => holder.and_then(|holder| links.iter().find(|link| link.index == holder.index)),
     };
+    let link = link.ok_or(LinksError::NoUnderlay { address: node_ip })?;
     if link.mtu < ENCAPSULATION + MTU_MIN {
         return Err(LinksError::MtuTooSmall { name: link.name.clone(), mtu: link.mtu });
     }

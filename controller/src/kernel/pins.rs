@@ -198,12 +198,18 @@ impl PinDir {
         }
     }
 
-    /// Removes a pinned link, and so detaches its program.
+    /// Removes a pinned link and detaches its program.
     ///
     /// # Errors
     /// The pin is there but cannot be removed.
     pub fn remove_link(&self, name: &str) -> Result<(), PinError> {
-        remove_if_there(&self.links().join(name))
+        let path = self.links().join(name);
+        // Without this the program would run until the kernel has freed the pin's inode, a grace period later. One that cannot be
+        // detached this way still goes then.
+        if let Ok(link) = sys::open_pin(&path) {
+            let _ = sys::detach_link(link.as_fd());
+        }
+        remove_if_there(&path)
     }
 
     /// Names of all pinned maps of ours, in whatever version.

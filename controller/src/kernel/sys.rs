@@ -270,6 +270,19 @@ pub fn link_target(link: BorrowedFd<'_>) -> io::Result<Target> {
 }
 
 #[repr(C)]
+struct DetachAttr {
+    link_fd: u32,
+}
+
+/// Detaches what a link holds, at once; the link itself goes with its last pin and descriptor.
+///
+/// # Errors
+/// What the kernel answers; EOPNOTSUPP for kinds of links that cannot.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut DetachAttr { link_fd: link.as_raw_fd() as u32 }).map(drop)
+}
+
+#[repr(C)]
 struct ObjectAttr {
     pathname: u64,
     fd: u32,

@@ -1,0 +1,332 @@
+//! This node's devices, programs and maps: made, adopted from an earlier agent, looked after. Knows pods only as interfaces.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use shunt_common::{
+    config::NodeConfig,
+    maps,
+    net::{Ip4, Mac, Port},
+    vxlan,
+};
+
+use crate::{
+    config::{AgentOptions, TunnelDecap},
+    kernel::{
+        bpf::BpfKernel,
+        defrag,
+        links::{self, ENCAPSULATION, HostAddress, Link, LinksError, TUNNEL, TunnelSpec},
+        maps::Maps,
+        netlink::Netlink,
+        pins::{Adoption, MapPins, PinDir, PinError},
+        programs::{Capacities, Hook, OBJECT, Programs, ProgramsError},
+        routes::Via,
+        sys::Target,
+        sysctl::{self, SysctlError},
+        table::{Table, TableError},
+    },
+    model::Node,
+};
+
+use super::health::with_causes;
+
+/// Why the dataplane is not up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DataplaneError {
+    #[error("cannot open a netlink socket")]
+    Netlink(#[source] std::io::Error),
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// What this node's own Node object says that the dataplane depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OwnNode {
+    /// The first IPv4 address.
+    pub(super) ip: Ipv4Addr,
+    /// The first IPv4 range.
+    pub(super) pod_cidr: Option<Ipv4Net>,
+    mac: Mac,
+}
+
+impl OwnNode {
+    /// `None` if it has no IPv4 address.
+    pub(super) fn of(node: &Node) -> Option<Self> {
+        let ip = node.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        })?;
+        let pod_cidr = node.pod_cidrs.iter().find_map(|range| match range {
+            IpNet::V4(range) => Some(*range),
+            IpNet::V6(_) => None,
+        });
+        let mac = node.tunnel.vtep_mac.unwrap_or_else(|| vxlan::derived_mac(ip.into()));
+        Some(Self { ip, pod_cidr, mac })
+    }
+
+    /// Whether the dataplane can stay as it is: the range is for the address book alone.
+    pub(super) fn has_same_tunnel_end(&self, other: &Self) -> bool {
+        (self.ip, self.mac) == (other.ip, other.mac)
+    }
+}
+
+/// What was found, and made where it was missing, of devices.
+struct Survey {
+    underlay: Link,
+    config: NodeConfig,
+    /// Of all interfaces, without the loopback range.
+    addresses: BTreeSet<Ip4>,
+    notes: Vec<String>,
+}
+
+impl Survey {
+    /// Finds the underlay, makes or mends `shunt0` and the settings.
+    fn make(netlink: &mut Netlink, options: &AgentOptions, own: &OwnNode) -> Result<Self, DataplaneError> {
+        let mut notes = Vec::new();
+        let underlay = links::find_underlay(netlink, options.underlay.as_deref(), own.ip)?;
+        let room = underlay.mtu - ENCAPSULATION;
+        let mtu = options.config.mtu.map_or(room, |wanted| wanted.min(room));
+        if options.config.mtu.is_some_and(|wanted| wanted > room) {
+            notes.push(format!(
+                "mtu is configured larger than the underlay {} carries with the tunnel's {ENCAPSULATION} bytes: {mtu} is used",
+                underlay.name
+            ));
+        }
+        let spec = TunnelSpec { port: options.config.vxlan_port, mtu, mac: own.mac };
+        let tunnel = links::ensure_tunnel(netlink, &spec)?;
+        notes.extend(tunnel.without_gro);
+        sysctl::apply(&sysctl::of_node(&underlay.name, TUNNEL))?;
+        Via { tunnel: tunnel.index, node_ip: own.ip }.set_up(netlink, own.mac)?;
+        let addresses = links::addresses(netlink)?;
+        let config = NodeConfig {
+            node_ip: own.ip.into(),
+            underlay_ifindex: underlay.index,
+            tunnel_ifindex: tunnel.index,
+            vni: options.config.vni,
+            mtu,
+            vxlan_port: Port::from_host(options.config.vxlan_port),
+            snat_port_min: options.config.masquerade_ports.first,
+            snat_port_max: options.config.masquerade_ports.last,
+            tunnel_mac: own.mac,
+            underlay_mask: mask(&addresses, &underlay, own.ip),
+        };
+        let addresses = addresses.iter().map(|held| held.address).filter(|ip| !ip.is_loopback()).map(Ip4::from).collect();
+        Ok(Self { underlay, config, addresses, notes })
+    }
+}
+
+/// The netmask with which the underlay holds the node's address; that of a single host if another interface holds it.
+fn mask(addresses: &[HostAddress], underlay: &Link, ip: Ipv4Addr) -> Ip4 {
+    let held = addresses.iter().find(|held| held.index == underlay.index && held.address == ip);
+    let bits = held.map_or(32, |held| u32::from(held.prefix_len).min(32));
+    Ip4::from_host(u32::MAX.checked_shl(32 - bits).unwrap_or(0))
+}
+
+/// What [`Dataplane::check`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// All as it was set up.
+    AsItWas,
+    /// A device, an address or a link has changed: set it up anew.
+    Changed,
+}
+
+/// A dataplane over maps that an earlier agent may have left.
+#[derive(Debug)]
+pub(super) struct Dataplane {
+    dir: PinDir,
+    pins: MapPins,
+    programs: Programs,
+    use_xdp: bool,
+    /// Interpreter of steps.
+    pub(super) kernel: BpfKernel,
+    /// What the programs know of the node.
+    pub(super) config: NodeConfig,
+    /// The interface towards other nodes.
+    pub(super) underlay: String,
+    /// Addresses of this node's interfaces.
+    pub(super) addresses: BTreeSet<Ip4>,
+    /// What an operator should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// Entries of each map that is not of its default size.
+fn capacities(options: &AgentOptions) -> Capacities {
+    // A flow has two entries.
+    [(maps::CONNTRACK.name, options.config.conntrack_max.saturating_mul(2))].into()
+}
+
+impl Dataplane {
+    /// Devices, maps and loaded programs. Nothing that packets meet changes yet.
+    pub(super) fn prepare(options: &AgentOptions, own: &OwnNode) -> Result<Self, DataplaneError> {
+        let mut netlink = Netlink::open().map_err(DataplaneError::Netlink)?;
+        let survey = Survey::make(&mut netlink, options, own)?;
+        let dir = PinDir::new(&options.pin_dir);
+        dir.create()?;
+        let capacities = capacities(options);
+        let pins = Programs::plan(OBJECT, &dir, &capacities)?;
+        let programs = Programs::load(OBJECT, &pins, &dir, &survey.config, &capacities)?;
+        let via = Via { tunnel: survey.config.tunnel_ifindex, node_ip: own.ip };
+        let kernel = BpfKernel::new(Maps::open(|spec| pins.path(spec))?, netlink, via);
+        let dataplane = Self {
+            dir,
+            pins,
+            programs,
+            use_xdp: options.config.tunnel_decap == TunnelDecap::Xdp,
+            kernel,
+            config: survey.config,
+            underlay: survey.underlay.name,
+            addresses: survey.addresses,
+            notes: survey.notes,
+        };
+        dataplane.carry_flows_over();
+        Ok(dataplane)
+    }
+
+    /// Puts the programs in force on the node's hooks and on those of the pods given, lets new maps take their places, and removes
+    /// links that nothing needs any more. Only once the maps hold what they should.
+    pub(super) fn take_over(&mut self, pods: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
+        let mut wanted: BTreeSet<String> = [defrag::PIN.to_owned()].into();
+        let underlay = (self.underlay.clone(), self.config.underlay_ifindex);
+        let tunnel = (TUNNEL.to_owned(), self.config.tunnel_ifindex);
+        let hooks = [(Hook::FromHost, &tunnel), (Hook::FromWire, &underlay)];
+        for (hook, (name, index)) in hooks {
+            self.programs.attach(hook, name, *index)?;
+            wanted.insert(self.link_name(hook, name));
+        }
+        for (name, index) in pods {
+            self.attach_pod(name, *index)?;
+            wanted.extend([Hook::FromPod, Hook::ToPod].map(|hook| self.link_name(hook, name)));
+        }
+        if self.use_xdp {
+            match self.programs.attach(Hook::FromWireXdp, &underlay.0, underlay.1) {
+                Ok(_) => {
+                    wanted.insert(self.link_name(Hook::FromWireXdp, &underlay.0));
+                }
+                Err(error) => {
+                    self.use_xdp = false;
+                    self.notes.push(format!("tunnel packets are popped by TC, not XDP: {}", with_causes(&error)));
+                }
+            }
+        }
+        if let Err(error) = defrag::ensure(&self.dir) {
+            self.notes.push(with_causes(&error));
+        }
+        self.carry_flows_over();
+        self.pins.settle()?;
+        for name in self.dir.link_names()? {
+            if !wanted.contains(&name) {
+                self.dir.remove_link(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies flows into a table that is being built in place of one of another size. What doesn't fit is forgotten and begins anew.
+    fn carry_flows_over(&self) {
+        if self.pins.adoption(&maps::CONNTRACK) != (Adoption::Replace { same_layout: true }) {
+            return;
+        }
+        let copied = Table::open(&maps::CONNTRACK, &self.dir.map(&maps::CONNTRACK))
+            .and_then(|old| old.copy_missing_to(&self.kernel.maps().conntrack));
+        match copied {
+            Ok(entries) => tracing::info!(entries, "tracked flows were carried over to a table of another size"),
+            Err(error) => tracing::warn!("not all tracked flows were carried over: {}", with_causes(&error)),
+        }
+    }
+
+    /// Attaches the programs of a pod's host side.
+    pub(super) fn attach_pod(&mut self, interface: &str, ifindex: u32) -> Result<(), DataplaneError> {
+        // What goes to the pod first: it has to be ready for answers when the pod can speak.
+        self.programs.attach(Hook::ToPod, interface, ifindex)?;
+        self.programs.attach(Hook::FromPod, interface, ifindex)?;
+        Ok(())
+    }
+
+    /// Whether the programs of a pod's host side are attached to this very interface.
+    pub(super) fn is_pod_attached(&self, interface: &str, ifindex: u32) -> Result<bool, DataplaneError> {
+        self.are_attached(&[(Hook::ToPod, interface, ifindex), (Hook::FromPod, interface, ifindex)])
+    }
+
+    fn are_attached(&self, hooks: &[(Hook, &str, u32)]) -> Result<bool, DataplaneError> {
+        for (hook, interface, ifindex) in hooks {
+            if self.dir.link_target(&self.link_name(*hook, interface))? != Some(Target::Interface(*ifindex)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Mends what can be mended in place of the node's devices and settings, and says whether the rest is as it was set up.
+    pub(super) fn check(&mut self, options: &AgentOptions, own: &OwnNode) -> Result<Found, DataplaneError> {
+        let survey = Survey::make(self.kernel.netlink(), options, own)?;
+        let hooks = [
+            (Hook::FromHost, TUNNEL, self.config.tunnel_ifindex),
+            (Hook::FromWire, self.underlay.as_str(), self.config.underlay_ifindex),
+            (Hook::FromWireXdp, self.underlay.as_str(), self.config.underlay_ifindex),
+        ];
+        let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..2] };
+        let is_same = survey.config == self.config && survey.addresses == self.addresses && self.are_attached(hooks)?;
+        Ok(if is_same { Found::AsItWas } else { Found::Changed })
+    }
+
+    fn link_name(&self, hook: Hook, interface: &str) -> String {
+        let path = self.dir.link(hook.program(), interface);
+        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+/// Removes the pinned links of a pod's host side, whether or not a dataplane is up.
+pub(super) fn forget_pod(dir: &PinDir, interface: &str) -> Result<(), PinError> {
+    for hook in [Hook::FromPod, Hook::ToPod] {
+        if let Some(name) = dir.link(hook.program(), interface).file_name().and_then(|name| name.to_str()) {
+            dir.remove_link(name)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kernel::links::Kind, model::TunnelEnd};
+
+    #[test]
+    fn the_underlays_mask_is_that_of_the_nodes_address() {
+        let ip = Ipv4Addr::new(192, 0, 2, 1);
+        let underlay = Link { index: 2, name: "eth0".into(), mtu: 1500, mac: None, up: true, kind: Kind::Other };
+        let held = |index, prefix_len| HostAddress { index, address: ip, prefix_len };
+        assert_eq!(mask(&[held(2, 24)], &underlay, ip), Ip4::new(255, 255, 255, 0));
+        assert_eq!(mask(&[held(2, 0)], &underlay, ip), Ip4::UNSPECIFIED);
+        assert_eq!(mask(&[held(1, 24)], &underlay, ip), Ip4::new(255, 255, 255, 255), "another interface holds it");
+    }
+
+    #[test]
+    fn the_own_node_is_its_first_ipv4_address_and_range() {
+        let mut node = Node {
+            name: "n1".into(),
+            addresses: vec!["2001:db8::1".parse().unwrap(), "192.0.2.1".parse().unwrap()],
+            pod_cidrs: vec!["2001:db8:1::/64".parse().unwrap(), "10.244.1.0/24".parse().unwrap()],
+            tunnel: TunnelEnd::default(),
+            zone: None,
+        };
+        let own = OwnNode::of(&node).unwrap();
+        assert_eq!((own.ip, own.pod_cidr), (Ipv4Addr::new(192, 0, 2, 1), Some("10.244.1.0/24".parse().unwrap())));
+        assert_eq!(own.mac, vxlan::derived_mac(Ip4::new(192, 0, 2, 1)));
+        node.tunnel.vtep_mac = Some(Mac { bytes: [2; 6] });
+        assert_eq!(OwnNode::of(&node).unwrap().mac, Mac { bytes: [2; 6] });
+        node.addresses.truncate(1);
+        assert_eq!(OwnNode::of(&node), None);
+    }
+}

@@ -1,0 +1,158 @@
+//! The host side of this node's pods: attached, mended, removed. Addresses are the book's business.
+
+use std::{collections::BTreeMap, io};
+
+use shunt_common::{
+    address::{Address, kind},
+    net::Ip4,
+};
+
+use crate::{
+    attachment::{AttachmentKey, Pod},
+    kernel::{
+        bpf::BpfError,
+        links::{self, Kind, LinksError},
+        netlink::Netlink,
+        pins::{PinDir, PinError},
+        routes::{self, PodSide},
+        step::{Kernel as _, Step},
+        sysctl::{self, SysctlError},
+        table::TableError,
+    },
+};
+
+use super::dataplane::{Dataplane, DataplaneError, forget_pod};
+
+/// Why a pod's host side is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PodError {
+    #[error(
+        "the interface {0} does not exist on this node: the plugin makes it before it asks for this; delete and add the pod"
+    )]
+    NoInterface(String),
+    #[error("the interface {0} exists but is no veth: it is not of shunt's making; remove or rename it")]
+    NoVeth(String),
+    #[error("{0}")]
+    NotAsItShould(String),
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    #[error(transparent)]
+    Kernel(#[from] BpfError),
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    #[error("cannot open a netlink socket")]
+    Netlink(#[source] io::Error),
+}
+
+/// Attached pods with the indices of their host-side interfaces.
+pub(super) type Attached = BTreeMap<AttachmentKey, (Pod, u32)>;
+
+/// The entry of `ADDRESSES` for a pod.
+fn entry(pod: &Pod, ifindex: u32) -> Address {
+    Address { kind: kind::POD, ifindex, underlay: Ip4::UNSPECIFIED, mac: pod.mac, reserved: 0 }
+}
+
+/// The pods of the book whose host-side interface is there, with its index.
+pub(super) fn survivors<'a>(
+    netlink: &mut Netlink,
+    pods: impl Iterator<Item = &'a Pod>,
+) -> Result<Vec<(&'a Pod, u32)>, LinksError> {
+    let links: BTreeMap<String, u32> =
+        links::list(netlink)?.into_iter().filter(|link| link.kind == Kind::Veth).map(|link| (link.name, link.index)).collect();
+    Ok(pods.filter_map(|pod| Some((pod, *links.get(&pod.host_interface)?))).collect())
+}
+
+/// Attaches a pod whose interface pair stands. The order is such that no packet leaves the pod before the programs guard it, nor
+/// finds a way to it that is not there yet. Doing it again mends what is missing.
+pub(super) fn attach(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodError> {
+    let name = &pod.host_interface;
+    let link = links::by_name(dataplane.kernel.netlink(), name)?.ok_or_else(|| PodError::NoInterface(name.clone()))?;
+    if link.kind != Kind::Veth {
+        return Err(PodError::NoVeth(name.clone()));
+    }
+    dataplane.attach_pod(name, link.index)?;
+    admit(dataplane, pod, link.index)?;
+    Ok(link.index)
+}
+
+/// Everything but the programs: settings, the map's entry, and last the interface with its route.
+fn admit(dataplane: &mut Dataplane, pod: &Pod, ifindex: u32) -> Result<(), PodError> {
+    sysctl::apply(&sysctl::of_pod(&pod.host_interface))?;
+    let put = Step::PutAddress { addr: pod.address.into(), address: entry(pod, ifindex) };
+    dataplane.kernel.carry_out(&[put]).map_err(|(_, error)| error)?;
+    let node_ip = dataplane.kernel.via().node_ip;
+    let side = PodSide { name: &pod.host_interface, index: ifindex, address: pod.address, mac: pod.mac, node_ip };
+    routes::set_up_pod(dataplane.kernel.netlink(), &side)?;
+    Ok(())
+}
+
+/// Settings, map entries and routes of pods before their programs are put in force, and away with entries of pods that are gone.
+pub(super) fn restore(
+    dataplane: &mut Dataplane,
+    pods: &[(&Pod, u32)],
+    present: &BTreeMap<Ip4, Address>,
+) -> Result<(), PodError> {
+    for (pod, ifindex) in pods {
+        admit(dataplane, pod, *ifindex)?;
+    }
+    let is_ours = |addr: &Ip4| pods.iter().any(|(pod, _)| Ip4::from(pod.address) == *addr);
+    let stale = present.iter().filter(|(addr, address)| address.kind == kind::POD && !is_ours(addr));
+    let steps: Vec<Step> = stale.map(|(addr, _)| Step::DeleteAddress { addr: *addr }).collect();
+    dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+/// What is wrong with a pod's host side, if anything.
+pub(super) fn check(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodError> {
+    let name = &pod.host_interface;
+    let wrong = |what: &str| PodError::NotAsItShould(format!("{what}: delete and add the pod"));
+    let link = links::by_name(dataplane.kernel.netlink(), name)?.ok_or_else(|| PodError::NoInterface(name.clone()))?;
+    if !link.up {
+        return Err(wrong(&format!("the interface {name} is down")));
+    }
+    if !dataplane.is_pod_attached(name, link.index)? {
+        return Err(wrong(&format!("the programs of {name} are not attached")));
+    }
+    if dataplane.kernel.maps().addresses.get(&pod.address.into())? != Some(entry(pod, link.index)) {
+        return Err(wrong(&format!("the dataplane does not know {} as the address behind {name}", pod.address)));
+    }
+    let tunnel = dataplane.config.tunnel_ifindex;
+    let routes = routes::pod_routes(dataplane.kernel.netlink(), tunnel)?;
+    if !routes.iter().any(|(prefix, index)| prefix.addr() == pod.address && *index == link.index) {
+        return Err(wrong(&format!("the host has no route to {} over {name}", pod.address)));
+    }
+    Ok(link.index)
+}
+
+/// Removes a pod's host side: the interface pair first, so that nothing is on its way any more when the rest goes. Works without a
+/// dataplane; the map's entry then goes when one comes up.
+pub(super) fn remove(
+    dataplane: Option<&mut Dataplane>,
+    dir: &PinDir,
+    interface: &str,
+    address: Option<Ip4>,
+) -> Result<(), PodError> {
+    match dataplane {
+        Some(dataplane) => {
+            remove_link(dataplane.kernel.netlink(), interface)?;
+            if let Some(addr) = address {
+                dataplane.kernel.carry_out(&[Step::DeleteAddress { addr }]).map_err(|(_, error)| error)?;
+            }
+        }
+        None => remove_link(&mut Netlink::open().map_err(PodError::Netlink)?, interface)?,
+    }
+    Ok(forget_pod(dir, interface)?)
+}
+
+fn remove_link(netlink: &mut Netlink, interface: &str) -> Result<(), PodError> {
+    match links::by_name(netlink, interface)? {
+        Some(link) if links::is_pod_side(&link) => Ok(links::delete(netlink, link.index, interface)?),
+        _ => Ok(()),
+    }
+}

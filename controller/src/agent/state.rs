@@ -1,0 +1,434 @@
+//! Everything the agent knows and does, behind one lock: cluster state and requests come in, the kernel is written. No waiting here.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+
+use shunt_common::{config::link_local, net::Ip4};
+use tokio::sync::broadcast;
+
+use crate::{
+    attachment::{AttachmentKey, HOST_MAC, Pod},
+    cluster::FileSource,
+    compile::NodeView,
+    config::AgentOptions,
+    ipam::Ipam,
+    kernel::{events::Listeners, pins::PinDir, step::Kernel as _},
+    model::{Changes, Model, Name},
+    problem::Problem,
+    socket::{
+        protocol::{
+            Counts, Happening, MonitorEvent, PodAdd, PodAdded, PodCheck, PodGc, PodGcDone, Refusal, RefusalReason, Status,
+            SyncReport,
+        },
+        server::unix_ms,
+    },
+};
+
+use super::{
+    dataplane::{Dataplane, Found, OwnNode},
+    health::{Health, Subject, with_causes},
+    pods::{self, Attached},
+    sync::Sync,
+};
+
+/// Events that a slow listener may lag behind before it loses some.
+const BACKLOG: usize = 4096;
+
+/// What is there while the dataplane is up.
+#[derive(Debug)]
+struct Up {
+    dataplane: Dataplane,
+    sync: Sync,
+    pods: Attached,
+    listeners: Listeners,
+}
+
+/// What the cluster state says besides its model.
+#[derive(Debug, Default)]
+struct Source {
+    problems: Vec<Problem>,
+    notices: Vec<Problem>,
+    nodes: u64,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub(super) struct State {
+    options: AgentOptions,
+    dir: PinDir,
+    ipam: Ipam,
+    health: Health,
+    own: Option<OwnNode>,
+    up: Option<Up>,
+    source: Source,
+    problems: Vec<Problem>,
+    last_sync: Option<SyncReport>,
+    events: broadcast::Sender<MonitorEvent>,
+}
+
+impl State {
+    pub(super) fn new(options: AgentOptions, ipam: Ipam) -> Self {
+        Self {
+            dir: PinDir::new(&options.pin_dir),
+            options,
+            ipam,
+            health: Health::default(),
+            own: None,
+            up: None,
+            source: Source::default(),
+            problems: Vec::new(),
+            last_sync: None,
+            events: broadcast::Sender::new(BACKLOG),
+        }
+    }
+
+    /// Where listeners' events go.
+    pub(super) fn events(&self) -> broadcast::Sender<MonitorEvent> {
+        self.events.clone()
+    }
+
+    /// The underlay's name, once known.
+    pub(super) fn underlay(&self) -> Option<&str> {
+        self.up.as_ref().map(|up| up.dataplane.underlay.as_str())
+    }
+
+    /// Whether everything is as it should be: nothing to be tried again.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_settled = |subject| self.health.reason(subject).is_none();
+        [Subject::Dataplane, Subject::Sync, Subject::Pods].into_iter().all(is_settled)
+    }
+
+    /// The sweep, which runs beside this.
+    pub(super) fn health_of_sweeper(&mut self, outcome: &Result<(), impl std::error::Error>) {
+        self.health.set(Subject::Sweeper, outcome);
+    }
+
+    /// Follows a change of the cluster state.
+    pub(super) fn cluster_changed(&mut self, source: &FileSource, changes: &Changes) {
+        self.note_source(source);
+        let before = self.own;
+        self.note_own_node(source.model());
+        let is_same_node = before.zip(self.own).is_some_and(|(before, own)| own.has_same_tunnel_end(&before));
+        match &mut self.up {
+            Some(up) if is_same_node => {
+                let report = up.sync.follow(source.model(), changes, &mut up.dataplane.kernel);
+                self.health.set(Subject::Sync, &report);
+                if let Ok(report) = report {
+                    self.synced(report);
+                }
+            }
+            _ => self.bring_up(source.model()),
+        }
+        self.note_problems();
+    }
+
+    /// Looks at everything: devices, programs, maps, routes, pods. Mends what is not as it should be, and tries again what failed.
+    pub(super) fn check(&mut self, source: &FileSource) {
+        self.note_source(source);
+        self.note_own_node(source.model());
+        let (Some(own), Some(up)) = (self.own, &mut self.up) else {
+            self.bring_up(source.model());
+            return self.note_problems();
+        };
+        match up.dataplane.check(&self.options, &own) {
+            Ok(Found::AsItWas) => self.health.mend(Subject::Dataplane),
+            Ok(Found::Changed) => {
+                tracing::info!("a device, an address or a link of the node has changed: the dataplane is set up anew");
+                self.bring_up(source.model());
+                return self.note_problems();
+            }
+            Err(error) => return self.health.fail(Subject::Dataplane, with_causes(&error)),
+        }
+        self.reconcile();
+        self.note_problems();
+    }
+
+    /// Reads back what the kernel holds and mends it.
+    fn reconcile(&mut self) {
+        let Some(up) = &mut self.up else { return };
+        let was_certain = up.sync.is_certain();
+        let actual = match up.dataplane.kernel.read_back() {
+            Ok(actual) => actual,
+            Err(error) => return self.health.fail(Subject::Sync, with_causes(&error)),
+        };
+        let report = up.sync.reconcile(&actual, &mut up.dataplane.kernel);
+        self.health.set(Subject::Sync, &report);
+        if let Ok(report) = report {
+            if was_certain && report.steps > 0 {
+                tracing::warn!(steps = report.steps, "maps or routes were changed by someone else, and are mended");
+            }
+            if report.steps > 0 {
+                self.synced(report);
+            }
+        }
+        self.mend_pods();
+    }
+
+    /// Pods whose host side is not as it should be are attached again; those whose interface is gone are forgotten.
+    fn mend_pods(&mut self) {
+        let Some(up) = &mut self.up else { return };
+        let mut failure = None;
+        let mut attached = Attached::new();
+        let recorded: Vec<Pod> = self.ipam.pods().values().cloned().collect();
+        let survivors = match pods::survivors(up.dataplane.kernel.netlink(), recorded.iter()) {
+            Ok(survivors) => survivors,
+            Err(error) => return self.health.fail(Subject::Pods, with_causes(&error)),
+        };
+        for (pod, ifindex) in survivors {
+            // An interface that nobody has asked to attach yet belongs to a plugin that is still at it.
+            if !up.pods.contains_key(&pod.attachment) {
+                continue;
+            }
+            attached.insert(pod.attachment.clone(), (pod.clone(), ifindex));
+            if let Err(wrong) = pods::check(&mut up.dataplane, pod) {
+                tracing::warn!(pod = %pod.attachment, "{}: attaching it again", with_causes(&wrong));
+                if let Err(error) = pods::attach(&mut up.dataplane, pod) {
+                    failure = Some(format!("pod {}: {}", pod.attachment, with_causes(&error)));
+                }
+            }
+        }
+        for (key, (pod, _)) in &up.pods {
+            if !attached.contains_key(key) {
+                tracing::info!(pod = %key, address = %pod.address, "the pod's interface is gone");
+                let addr = Some(Ip4::from(pod.address));
+                if let Err(error) = pods::remove(Some(&mut up.dataplane), &self.dir, &pod.host_interface, addr) {
+                    failure = Some(format!("pod {key}: {}", with_causes(&error)));
+                }
+            }
+        }
+        up.pods = attached;
+        match failure {
+            Some(reason) => self.health.fail(Subject::Pods, reason),
+            None => self.health.mend(Subject::Pods),
+        }
+    }
+
+    /// Sets the dataplane up over what an earlier agent may have left: maps first, programs last.
+    fn bring_up(&mut self, model: &Model) {
+        let Some(own) = self.own else { return };
+        let outcome = self.try_bring_up(model, &own);
+        self.health.set(Subject::Dataplane, &outcome);
+        if let Ok(report) = outcome {
+            self.health.mend(Subject::Sync);
+            self.synced(report);
+            if let Some(up) = &self.up {
+                let (services, backends) = up.sync.counts();
+                tracing::info!(
+                    node_ip = %own.ip, underlay = up.dataplane.underlay, mtu = up.dataplane.config.mtu, pods = up.pods.len(),
+                    services, backends, "the dataplane is up"
+                );
+                for note in &up.dataplane.notes {
+                    tracing::warn!("{note}");
+                }
+            }
+        }
+    }
+
+    fn try_bring_up(&mut self, model: &Model, own: &OwnNode) -> Result<SyncReport, pods::PodError> {
+        let mut dataplane = Dataplane::prepare(&self.options, own)?;
+        let view = NodeView {
+            name: Name::from(self.options.node_name.as_str()),
+            ip: own.ip.into(),
+            addresses: dataplane.addresses.clone(),
+            non_masquerade: self.options.config.non_masquerade_cidrs.iter().copied().collect(),
+        };
+        let mut sync = Sync::new(view, model);
+        let actual = dataplane.kernel.read_back()?;
+        let survivors = pods::survivors(dataplane.kernel.netlink(), self.ipam.pods().values())?;
+        pods::restore(&mut dataplane, &survivors, &actual.addresses)?;
+        let report = sync.reconcile(&actual, &mut dataplane.kernel)?;
+        let interfaces: BTreeMap<String, u32> =
+            survivors.iter().map(|(pod, ifindex)| (pod.host_interface.clone(), *ifindex)).collect();
+        dataplane.take_over(&interfaces)?;
+        let listeners = Listeners::open(&self.dir)?;
+        let pods = survivors.into_iter().map(|(pod, ifindex)| (pod.attachment.clone(), (pod.clone(), ifindex))).collect();
+        self.up = Some(Up { dataplane, sync, pods, listeners });
+        Ok(report)
+    }
+
+    fn note_own_node(&mut self, model: &Model) {
+        let name = self.options.node_name.as_str();
+        let Some(node) = model.nodes().get(name) else {
+            // A Node that is gone for a moment takes nothing down; pods of this node still run.
+            let reason = format!("there is no Node {name} in the cluster state: add it, or correct --node-name");
+            return self.health.fail(Subject::Node, reason);
+        };
+        match OwnNode::of(node) {
+            Some(own) => {
+                self.health.mend(Subject::Node);
+                self.own = Some(own);
+                let range = self.ipam.check_range(own.pod_cidr);
+                self.health.set(Subject::PodRange, &range);
+            }
+            None => {
+                let reason = format!("Node {name} has no IPv4 address: give it an InternalIP in status.addresses");
+                self.health.fail(Subject::Node, reason);
+            }
+        }
+    }
+
+    fn note_source(&mut self, source: &FileSource) {
+        self.source =
+            Source { problems: source.problems(), notices: source.notices(), nodes: source.model().nodes().len() as u64 };
+    }
+
+    /// Logs and tells of problems that are new, or gone.
+    fn note_problems(&mut self) {
+        let mut problems = self.source.problems.clone();
+        problems.extend(self.up.iter().flat_map(|up| up.sync.problems()));
+        problems.sort();
+        problems.dedup();
+        for problem in problems.iter().filter(|problem| self.problems.binary_search(problem).is_err()) {
+            tracing::warn!("refused: {problem}");
+            self.tell(Happening::Problem(problem.clone()));
+        }
+        for problem in self.problems.iter().filter(|problem| problems.binary_search(problem).is_err()) {
+            tracing::info!("no longer refused: {problem}");
+        }
+        self.problems = problems;
+    }
+
+    fn synced(&mut self, report: SyncReport) {
+        tracing::debug!(steps = report.steps, duration_us = report.duration_us, "cluster state is in force");
+        self.last_sync = Some(report);
+        self.tell(Happening::Synced(report));
+    }
+
+    fn tell(&self, what: Happening) {
+        if self.events.receiver_count() > 0 {
+            // An error only says that the last listener has just left.
+            let _ = self.events.send(MonitorEvent { unix_ms: unix_ms(), what });
+        }
+    }
+
+    fn not_ready(&self) -> Refusal {
+        let reason = self.health.reason(Subject::Node).or_else(|| self.health.reason(Subject::Dataplane));
+        let reason = reason.unwrap_or("the agent is starting");
+        Refusal::new(RefusalReason::NotReady, format!("the node's dataplane is not up: {reason}"))
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let (services, backends) = self.up.as_ref().map(|up| up.sync.counts()).unwrap_or_default();
+        let mut notes: Vec<String> = self.up.iter().flat_map(|up| up.dataplane.notes.iter().cloned()).collect();
+        notes.extend(self.source.notices.iter().map(ToString::to_string));
+        let mut reasons = self.health.reasons();
+        if self.up.is_none() && reasons.is_empty() {
+            reasons.push("the agent is starting".to_owned());
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            node: self.options.node_name.clone(),
+            reasons,
+            node_ip: self.own.map(|own| own.ip),
+            pod_cidr: self.own.and_then(|own| own.pod_cidr),
+            underlay: self.underlay().map(str::to_owned),
+            mtu: self.up.as_ref().map(|up| up.dataplane.config.mtu),
+            pin_dir: self.options.pin_dir.clone(),
+            state_dir: self.options.state_dir.clone(),
+            counts: Counts {
+                nodes: self.source.nodes,
+                pods: self.up.as_ref().map_or(0, |up| up.pods.len() as u64),
+                services,
+                backends,
+            },
+            last_sync: self.last_sync,
+            problems: self.problems.clone(),
+            notes,
+        }
+    }
+
+    pub(super) fn ready(&self) -> Result<(), Refusal> {
+        let Some(own) = self.own.filter(|_| self.up.is_some()) else { return Err(self.not_ready()) };
+        Ok(self.ipam.check_range(own.pod_cidr)?)
+    }
+
+    pub(super) fn pods(&self) -> Vec<Pod> {
+        self.ipam.pods().values().cloned().collect()
+    }
+
+    pub(super) fn pod_add(&mut self, request: &PodAdd) -> Result<PodAdded, Refusal> {
+        let (Some(own), Some(up)) = (self.own, &self.up) else { return Err(self.not_ready()) };
+        let addresses = &up.dataplane.kernel.maps().addresses;
+        let taken = |address: Ipv4Addr| !matches!(addresses.get(&address.into()), Ok(None));
+        let pod = self.ipam.allocate(request, own.pod_cidr, taken, SystemTime::now())?;
+        Ok(added(&pod, up.dataplane.config.mtu))
+    }
+
+    pub(super) fn pod_attach(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
+        let Some(pod) = self.ipam.pods().get(key).cloned() else { return Err(unknown(key)) };
+        let Some(up) = &mut self.up else { return Err(self.not_ready()) };
+        let ifindex = pods::attach(&mut up.dataplane, &pod).map_err(|error| failed(&error))?;
+        up.pods.insert(key.clone(), (pod.clone(), ifindex));
+        tracing::debug!(pod = %key, address = %pod.address, "pod attached");
+        self.tell(Happening::PodAttached(pod));
+        Ok(())
+    }
+
+    pub(super) fn pod_check(&mut self, request: &PodCheck) -> Result<PodAdded, Refusal> {
+        let Some(pod) = self.ipam.pods().get(&request.attachment).cloned() else { return Err(unknown(&request.attachment)) };
+        if pod.address != request.address {
+            let text = format!("{} has the address {}, not {}", request.attachment, pod.address, request.address);
+            return Err(Refusal::new(RefusalReason::CheckFailed, text));
+        }
+        let Some(up) = &mut self.up else { return Err(self.not_ready()) };
+        pods::check(&mut up.dataplane, &pod).map_err(|error| Refusal::new(RefusalReason::CheckFailed, with_causes(&error)))?;
+        Ok(added(&pod, up.dataplane.config.mtu))
+    }
+
+    pub(super) fn pod_delete(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
+        let pod = self.ipam.pods().get(key).cloned();
+        let interface = pod.as_ref().map_or_else(|| key.host_interface(), |pod| pod.host_interface.clone());
+        let address = pod.as_ref().map(|pod| Ip4::from(pod.address));
+        let dataplane = self.up.as_mut().map(|up| &mut up.dataplane);
+        pods::remove(dataplane, &self.dir, &interface, address).map_err(|error| failed(&error))?;
+        if let Some(up) = &mut self.up {
+            up.pods.remove(key);
+        }
+        // The address comes back last: nothing answers for it any more.
+        if let Some(pod) = self.ipam.release(key, SystemTime::now())? {
+            tracing::debug!(pod = %key, address = %pod.address, "pod removed");
+            self.tell(Happening::PodDeleted(pod));
+        }
+        Ok(())
+    }
+
+    pub(super) fn pod_gc(&mut self, request: &PodGc) -> Result<PodGcDone, Refusal> {
+        let pods = self.ipam.pods().values();
+        let stale: Vec<AttachmentKey> = pods
+            .filter(|pod| pod.network == request.network && !request.valid.contains(&pod.attachment))
+            .map(|pod| pod.attachment.clone())
+            .collect();
+        for key in &stale {
+            self.pod_delete(key)?;
+        }
+        Ok(PodGcDone { removed: stale })
+    }
+
+    pub(super) fn monitor(&mut self) -> Result<broadcast::Receiver<MonitorEvent>, Refusal> {
+        let receiver = self.events.subscribe();
+        if let Some(up) = &self.up {
+            let count = u32::try_from(self.events.receiver_count()).unwrap_or(u32::MAX);
+            up.listeners.set(count).map_err(|error| failed(&error))?;
+        }
+        Ok(receiver)
+    }
+}
+
+fn added(pod: &Pod, mtu: u32) -> PodAdded {
+    PodAdded {
+        address: pod.address,
+        gateway: link_local::GATEWAY.into(),
+        mtu,
+        host_interface: pod.host_interface.clone(),
+        host_mac: HOST_MAC,
+        pod_mac: pod.mac,
+    }
+}
+
+fn unknown(key: &AttachmentKey) -> Refusal {
+    Refusal::new(RefusalReason::Unknown, format!("{key} is not known on this node: add it first"))
+}
+
+fn failed(error: &dyn std::error::Error) -> Refusal {
+    Refusal::new(RefusalReason::Failed, with_causes(error))
+}

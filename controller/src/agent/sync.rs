@@ -1,0 +1,99 @@
+//! Cluster state into force: compile, diff, carry out.
+
+use std::time::Instant;
+
+use crate::{
+    compile::{Compiler, NodeView, desired::Patch},
+    diff::{Capacities, Differ, Plan},
+    kernel::{
+        bpf::{BpfError, BpfKernel},
+        step::{Actual, Kernel as _},
+    },
+    model::{Changes, Model},
+    problem::Problem,
+    socket::{protocol::SyncReport, server::unix_ms},
+};
+
+/// Plans that make room for what found none are followed by another; a bound, for nothing ever needs more than a few.
+const ROUNDS: usize = 8;
+
+/// What the kernel should hold, and what it is known to hold.
+#[derive(Debug)]
+pub(super) struct Sync {
+    compiler: Compiler,
+    /// `None` when carrying out has failed and it is not certain any more what the kernel holds.
+    differ: Option<Differ>,
+}
+
+impl Sync {
+    /// The aim for a node, with nothing carried out yet.
+    pub(super) fn new(view: NodeView, model: &Model) -> Self {
+        let mut compiler = Compiler::new(view);
+        compiler.update(model, &Changes::all(model));
+        Self { compiler, differ: None }
+    }
+
+    /// Follows a change of the cluster.
+    pub(super) fn follow(&mut self, model: &Model, changes: &Changes, kernel: &mut BpfKernel) -> Result<SyncReport, BpfError> {
+        let start = Instant::now();
+        let patch = self.compiler.update(model, changes);
+        match self.differ.take() {
+            Some(mut differ) => {
+                let plan = differ.plan(self.compiler.desired(), &patch);
+                self.carry_out(differ, plan, kernel, start)
+            }
+            None => {
+                let actual = kernel.read_back()?;
+                self.reconcile(&actual, kernel)
+            }
+        }
+    }
+
+    /// Brings the kernel from what was read back to the aim.
+    pub(super) fn reconcile(&mut self, actual: &Actual, kernel: &mut BpfKernel) -> Result<SyncReport, BpfError> {
+        let start = Instant::now();
+        let mut differ = Differ::new(actual, Capacities::default());
+        let plan = differ.reconcile(self.compiler.desired());
+        self.carry_out(differ, plan, kernel, start)
+    }
+
+    fn carry_out(
+        &mut self,
+        mut differ: Differ,
+        mut plan: Plan,
+        kernel: &mut BpfKernel,
+        start: Instant,
+    ) -> Result<SyncReport, BpfError> {
+        self.differ = None;
+        let mut steps = 0;
+        for _ in 0..ROUNDS {
+            kernel.carry_out(&plan.steps).map_err(|(_, error)| error)?;
+            steps += plan.steps.len();
+            if !plan.again {
+                break;
+            }
+            plan = differ.plan(self.compiler.desired(), &Patch::default());
+        }
+        self.differ = Some(differ);
+        let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(SyncReport { at_unix_ms: unix_ms(), duration_us, steps: steps as u64 })
+    }
+
+    /// Whether the kernel is known to hold what it should, as far as it fits.
+    pub(super) fn is_certain(&self) -> bool {
+        self.differ.is_some()
+    }
+
+    /// Contradictions between objects, and what found no room.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.compiler.problems();
+        problems.extend(self.differ.iter().flat_map(Differ::problems));
+        problems
+    }
+
+    /// Frontends, and backends of all of them.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let services = &self.compiler.desired().services;
+        (services.len() as u64, services.values().map(|frontend| frontend.backends.len() as u64).sum())
+    }
+}
