@@ -16,11 +16,16 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 
 mod arena;
+mod bpf;
+mod connections;
+mod control;
 mod latency;
 mod packets;
 mod pin;
 mod report;
+mod restart;
 mod throughput;
+mod translation;
 
 use report::Report;
 
@@ -53,8 +58,15 @@ impl Options {
 /// A measurement of some rows of the table.
 type Measure = fn(&Options, &mut Report) -> Result<()>;
 
-const GROUPS: &[(&str, Measure)] =
-    &[("latency", latency::measure), ("throughput", throughput::measure), ("packets", packets::measure)];
+const GROUPS: &[(&str, Measure)] = &[
+    ("latency", latency::measure),
+    ("throughput", throughput::measure),
+    ("packets", packets::measure),
+    ("connections", connections::measure),
+    ("translation", translation::measure),
+    ("control", control::measure),
+    ("restart", restart::measure),
+];
 
 /// Measures and prints.
 ///

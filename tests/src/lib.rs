@@ -29,6 +29,7 @@ pub mod plain;
 pub mod pod;
 pub mod service;
 pub mod standing;
+pub mod synthetic;
 pub mod terminal;
 pub mod topology;
 pub mod traffic;
