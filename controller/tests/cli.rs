@@ -51,9 +51,19 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn usage_is_2_and_help_is_0() {
     let place = Place::new();
-    for args in
-        ["", "frobnicate", "get", "get cats", "status -o yaml", "get pods -o xml", "monitor --all", "cleanup everything"]
-    {
+    for args in [
+        "",
+        "frobnicate",
+        "get",
+        "get cats",
+        "status -o yaml",
+        "get pods -o xml",
+        "monitor --all",
+        "cleanup everything",
+        "agent",
+        "agent --node-name n",
+        "agent --node-name n --kubeconfig /k",
+    ] {
         assert_eq!(code(&place.shunt(args)), 2, "{args}");
     }
     for args in ["--help", "--version", "get --help", "status --help"] {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::builder::NonEmptyStringValueParser;
 use tracing_subscriber::{Layer as _, Registry, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use super::Dirs;
@@ -19,11 +20,14 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Agent {
     /// Name of this node's Node object
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node_name: String,
     /// Directory of Kubernetes YAML, watched for change
     #[arg(long, value_name = "DIR")]
-    cluster_state: PathBuf,
+    cluster_state: Option<PathBuf>,
+    /// Kubeconfig of an API server; this version refuses it and takes cluster state from --cluster-state alone
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster_state")]
+    kubeconfig: Option<PathBuf>,
     /// Interface towards other nodes and the outside [default: the one that holds the node's InternalIP]
     #[arg(long, value_name = "IFACE")]
     underlay: Option<String>,
@@ -37,11 +41,16 @@ pub(super) struct Agent {
 
 impl Agent {
     pub(super) fn run(self, dirs: &Dirs) -> anyhow::Result<ExitCode> {
+        let Some(cluster_state) = self.cluster_state else {
+            let source = if self.kubeconfig.is_some() { "--kubeconfig" } else { "the pod's service account" };
+            eprintln!("shunt: this version takes no cluster state from an API server ({source}): give it --cluster-state DIR");
+            return Ok(ExitCode::from(2));
+        };
         let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
         log(&config)?;
         agent::run(AgentOptions {
             node_name: self.node_name,
-            cluster_state: self.cluster_state,
+            cluster_state,
             underlay: self.underlay,
             run_dir: dirs.run_dir.clone(),
             state_dir: dirs.own_state_dir(),

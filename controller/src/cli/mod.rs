@@ -132,6 +132,7 @@ mod tests {
             "shunt status extra",
             "shunt agent",
             "shunt monitor --everything",
+            "shunt agent --node-name n --cluster-state /a --kubeconfig /b",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

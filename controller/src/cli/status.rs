@@ -117,7 +117,14 @@ impl Report {
     fn of(agent: Result<protocol::Status, String>, dataplane: Result<Dataplane, String>) -> Self {
         let mut reasons = Vec::new();
         match &agent {
-            Ok(agent) => reasons.extend(agent.reasons.iter().cloned()),
+            Ok(agent) => {
+                reasons.extend(agent.reasons.iter().cloned());
+                match agent.problems.len() {
+                    0 => {}
+                    1 => reasons.push("a part of the cluster state is refused".to_owned()),
+                    count => reasons.push(format!("{count} parts of the cluster state are refused")),
+                }
+            }
             Err(error) => reasons.push(format!("agent not running: {error}")),
         }
         match &dataplane {
@@ -277,7 +284,7 @@ mod tests {
     #[test]
     fn every_reason_is_told() {
         let mut sick = agent();
-        sick.reasons.push("1 document of the cluster state is refused".to_owned());
+        sick.reasons.push("no Node named n1".to_owned());
         sick.problems.push(protocol::Problem {
             file: Some("services.yaml".to_owned()),
             document: Some(2),
@@ -291,8 +298,9 @@ mod tests {
         let report = Report::of(Ok(sick), Ok(plane));
         assert!(!report.healthy);
         insta::assert_snapshot!(report.text(SystemTime::UNIX_EPOCH), @r"
-        Health:    UNHEALTHY: 2 reasons
-                   - 1 document of the cluster state is refused
+        Health:    UNHEALTHY: 3 reasons
+                   - no Node named n1
+                   - a part of the cluster state is refused
                    - the link from_host_shunt0 is attached to nothing
         Agent:     shunt 0.1.0, pid 42
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
