@@ -44,8 +44,8 @@ impl fmt::Display for ObjectName {
 pub struct Model {
     nodes: BTreeMap<Name, Node>,
     services: BTreeMap<ObjectName, Service>,
-    /// By Service, then by the slice's own name: the namespace of the two is the same.
-    slices: BTreeMap<ObjectName, BTreeMap<Name, EndpointSlice>>,
+    /// By Service, then in the order of the slices' own names: the namespace of the two is the same. A Service has few, mostly one.
+    slices: BTreeMap<ObjectName, Vec<(Name, EndpointSlice)>>,
     /// The Service under which a slice is kept.
     slice_services: BTreeMap<ObjectName, Name>,
 }
@@ -94,7 +94,7 @@ impl Model {
 
     /// The slices of a Service, in the order of their names.
     pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flatten().map(|(_, slice)| slice)
     }
 
     /// A slice by its own name, with the name of its Service.
@@ -102,7 +102,9 @@ impl Model {
     pub fn slice(&self, name: &ObjectName) -> Option<(&Name, &EndpointSlice)> {
         let service = self.slice_services.get(name)?;
         let owner = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
-        Some((service, self.slices.get(&owner)?.get(&name.name)?))
+        let slices = self.slices.get(&owner)?;
+        let place = slices.binary_search_by(|(known, _)| known.cmp(&name.name)).ok()?;
+        Some((service, &slices[place].1))
     }
 
     /// How many slices there are.
@@ -148,11 +150,16 @@ impl Model {
         }
         let owner = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&name.name) != Some(&slice) {
-            slices.insert(name.name.clone(), slice);
-            self.slice_services.insert(name.clone(), service.clone());
-            changes.services.insert(owner);
+        match slices.binary_search_by(|(known, _)| known.cmp(&name.name)) {
+            Ok(place) if slices[place].1 == slice => return,
+            Ok(place) => slices[place].1 = slice,
+            Err(place) => {
+                slices.reserve_exact(1);
+                slices.insert(place, (name.name.clone(), slice));
+                self.slice_services.insert(name.clone(), service.clone());
+            }
         }
+        changes.services.insert(owner);
     }
 
     /// Removes a slice, if it is there.
@@ -160,7 +167,7 @@ impl Model {
         let Some(service) = self.slice_services.remove(name) else { return };
         let owner = ObjectName { namespace: name.namespace.clone(), name: service };
         if let Some(slices) = self.slices.get_mut(&owner) {
-            slices.remove(&name.name);
+            slices.retain(|(known, _)| *known != name.name);
             if slices.is_empty() {
                 self.slices.remove(&owner);
             }
@@ -224,9 +231,9 @@ pub struct Service {
     /// `metadata.creationTimestamp` in seconds since the epoch; objects without one sort first by 0.
     pub created: i64,
     /// `spec.clusterIPs`.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// `spec.ports`.
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
     /// `spec.internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `spec.publishNotReadyAddresses`.
@@ -248,9 +255,9 @@ pub struct ServicePort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSlice {
     /// Ports; an endpoint of this slice has all of them.
-    pub ports: Vec<EndpointPort>,
+    pub ports: Box<[EndpointPort]>,
     /// Endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 /// A port that the endpoints of a slice have.

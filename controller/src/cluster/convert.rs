@@ -147,7 +147,7 @@ impl ApiObject {
                 ));
             }
         };
-        Ok(ObjectId { kind, name: ObjectName { namespace: names.intern(namespace), name: name.into() } })
+        Ok(ObjectId { kind, name: ObjectName { namespace: names.intern(namespace), name: names.intern(name) } })
     }
 
     /// What it means.

@@ -240,6 +240,8 @@ impl Store {
             object.put(&id, &mut self.model, changes);
         }
         if others.is_empty() {
+            // An emptied map keeps a node, which counts where nearly all are empty.
+            others = BTreeMap::new();
             self.contested.remove(&id);
         } else {
             self.contested.insert(id.clone());

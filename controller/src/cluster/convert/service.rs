@@ -85,21 +85,21 @@ fn session_affinity(spec: &core::ServiceSpec) -> Result<(), Refusal> {
     }
 }
 
-fn cluster_ips(spec: &core::ServiceSpec) -> Result<Vec<IpAddr>, Refusal> {
+fn cluster_ips(spec: &core::ServiceSpec) -> Result<Box<[IpAddr]>, Refusal> {
     let single = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty());
     let several = spec.cluster_ips.as_deref().unwrap_or_default();
     match (single, several) {
         (None, []) => {
             Err(Refusal::new("spec.clusterIP", "is required, for no API server chooses one here; give an address, or None"))
         }
-        (Some(single), []) => Ok(vec![syntax::unicast(single).map_err(|message| Refusal::new("spec.clusterIP", message))?]),
+        (Some(single), []) => Ok([syntax::unicast(single).map_err(|message| Refusal::new("spec.clusterIP", message))?].into()),
         (Some(single), [first, ..]) if single != first => {
             let message =
                 format!("{} differs from spec.clusterIPs[0], {}; make them equal", syntax::quote(single), syntax::quote(first));
             Err(Refusal::new("spec.clusterIP", message))
         }
         (_, several) => {
-            let ips: Vec<IpAddr> = several
+            let ips: Box<[IpAddr]> = several
                 .iter()
                 .enumerate()
                 .map(|(i, ip)| syntax::unicast(ip).map_err(|message| Refusal::new(format!("spec.clusterIPs[{i}]"), message)))
@@ -113,7 +113,7 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Vec<IpAddr>, Refusal> {
     }
 }
 
-fn ports(spec: &core::ServiceSpec, names: &mut Names) -> Result<Vec<ServicePort>, Refusal> {
+fn ports(spec: &core::ServiceSpec, names: &mut Names) -> Result<Box<[ServicePort]>, Refusal> {
     let given = spec.ports.as_deref().unwrap_or_default();
     let mut taken = BTreeSet::new();
     let mut taken_names = BTreeSet::new();
@@ -147,5 +147,5 @@ fn ports(spec: &core::ServiceSpec, names: &mut Names) -> Result<Vec<ServicePort>
         }
         ports.push(ServicePort { name: names.intern(name), port: number, protocol });
     }
-    Ok(ports)
+    Ok(ports.into())
 }

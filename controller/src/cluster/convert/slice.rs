@@ -34,7 +34,7 @@ pub(super) fn convert(slice: &discovery::EndpointSlice, names: &mut Names) -> Re
         }
     }
     let ports = ports(given_ports, names)?;
-    let endpoints: Vec<Endpoint> = given_endpoints
+    let endpoints: Box<[Endpoint]> = given_endpoints
         .iter()
         .enumerate()
         .map(|(i, it)| {
@@ -44,10 +44,10 @@ pub(super) fn convert(slice: &discovery::EndpointSlice, names: &mut Names) -> Re
     let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)).filter(|name| !name.is_empty());
     let Some(service) = service else { return Ok(None) };
     syntax::label(service).map_err(|message| Refusal::new(format!("metadata.labels[{SERVICE_NAME}]"), message))?;
-    Ok(Some((service.as_str().into(), EndpointSlice { ports, endpoints })))
+    Ok(Some((names.intern(service), EndpointSlice { ports, endpoints })))
 }
 
-fn ports(given: &[discovery::EndpointPort], names: &mut Names) -> Result<Vec<EndpointPort>, Refusal> {
+fn ports(given: &[discovery::EndpointPort], names: &mut Names) -> Result<Box<[EndpointPort]>, Refusal> {
     let mut taken_names = BTreeSet::new();
     let mut ports = Vec::with_capacity(given.len());
     for (i, port) in given.iter().enumerate() {
@@ -65,7 +65,7 @@ fn ports(given: &[discovery::EndpointPort], names: &mut Names) -> Result<Vec<End
         let number = syntax::port(number).map_err(|message| refuse("port", message))?;
         ports.push(EndpointPort { name: names.intern(name), port: number, protocol });
     }
-    Ok(ports)
+    Ok(ports.into())
 }
 
 fn endpoint(
