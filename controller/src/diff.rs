@@ -89,6 +89,8 @@ struct Placement {
     draining: Vec<(Target, u32)>,
     /// Found with slots that lead nowhere: it needs a new run whatever is wanted.
     broken: bool,
+    /// Whether the run is its alone, to be given back: not so if it was found to overlap another's.
+    owns_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,15 +132,15 @@ impl Differ {
             refused: BTreeMap::new(),
         };
         for (&key, &service) in &actual.services {
-            let mut placement = Placement { service, active: Vec::new(), draining: Vec::new(), broken: false };
-            placement.broken = !differ.runs.reserve(service.base, service.count);
+            let owns_run = differ.runs.reserve(service.base, service.count);
+            let mut placement = Placement { service, active: Vec::new(), draining: Vec::new(), broken: !owns_run, owns_run };
             let mut seen = BTreeSet::new();
             for slot in service.base..service.base.saturating_add(service.count) {
-                let found = actual.slots.get(&slot).and_then(|&id| Some((differ.backends.adopt(id)?, id)));
-                match found {
-                    Some((target, id)) if seen.insert(target) => placement.active.push((target, id)),
-                    Some((_, id)) => differ.backends.orphan(id),
-                    None => placement.broken = true,
+                let id = actual.slots.get(&slot).copied().unwrap_or_default();
+                match differ.backends.adopt(id) {
+                    Some(target) if seen.insert(target) => placement.active.push((target, id)),
+                    Some(_) => differ.backends.orphan(id),
+                    None => differ.backends.rest(id),
                 }
             }
             placement.broken |= placement.active.len() != service.count as usize;
@@ -250,7 +252,7 @@ impl Differ {
             batch.slots.push(Step::PutSlots { base, ids: active.iter().map(|(_, id)| *id).collect() });
         }
         let service = Service { base, count, flags: frontend.flags };
-        let before = self.services.insert(key, Placement { service, active, draining, broken: false });
+        let before = self.services.insert(key, Placement { service, active, draining, broken: false, owns_run: true });
         if before.as_ref().map(|placement| placement.service) != Some(service) {
             batch.services.push(Step::PutService { key, service });
         }
@@ -259,7 +261,7 @@ impl Differ {
             .retire
             .extend(placement.draining.iter().filter_map(|&(target, id)| self.backends.put(id, target, state::DRAINING)));
         if let Some(before) = before {
-            if !is_same_run && !before.broken {
+            if !is_same_run && before.owns_run {
                 self.runs.release(before.service.base, before.service.count);
             }
             let gone =
@@ -271,7 +273,7 @@ impl Differ {
     fn withdraw(&mut self, key: ServiceKey<V4>, batch: &mut Batch) {
         let Some(before) = self.services.remove(&key) else { return };
         batch.delete_services.push(Step::DeleteService { key });
-        if !before.broken {
+        if before.owns_run {
             self.runs.release(before.service.base, before.service.count);
         }
         let gone = before.active.iter().chain(&before.draining);

@@ -28,10 +28,7 @@ impl BackendIds {
         let mut ids =
             Self { cells: vec![EMPTY], capacity, available: VecDeque::new(), released: Vec::new(), orphans: BTreeMap::new() };
         for (&id, &backend) in actual.range(1..capacity.max(1)) {
-            while ids.cells.len() < id as usize {
-                ids.available.push_back(ids.cells.len() as u32);
-                ids.cells.push(EMPTY);
-            }
+            ids.know(id);
             ids.cells.push(backend);
             if backend.state == state::FREE {
                 ids.available.push_back(id);
@@ -47,6 +44,30 @@ impl BackendIds {
         let target = target_of(self.cells.get(id as usize)?);
         let place = self.orphans.get(&target)?.iter().position(|&orphan| orphan == id)?;
         self.take_orphan(target, place)
+    }
+
+    /// A frontend was found to name this id, which stands for nothing: it must not come to stand for something before that frontend has
+    /// been replaced, at the end of the plan.
+    pub(super) fn rest(&mut self, id: u32) {
+        if id == 0 || id >= self.capacity || self.cells.get(id as usize).is_some_and(|cell| cell.state != state::FREE) {
+            return;
+        }
+        if id as usize >= self.cells.len() {
+            self.know(id);
+            self.cells.push(EMPTY);
+        }
+        self.available.retain(|&other| other != id);
+        if !self.released.contains(&id) {
+            self.released.push(id);
+        }
+    }
+
+    /// Makes all ids before this one known: those that are new can be given out.
+    fn know(&mut self, id: u32) {
+        while self.cells.len() < id as usize {
+            self.available.push_back(self.cells.len() as u32);
+            self.cells.push(EMPTY);
+        }
     }
 
     /// Says that nobody is known to use this id, though it is in use.

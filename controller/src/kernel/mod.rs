@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod cleanup;
 pub mod defrag;
 pub mod events;
+pub mod fake;
 pub mod features;
 pub mod links;
 pub mod maps;
