@@ -7,7 +7,7 @@
 
 use crate::{
     flow::Tuple,
-    net::{Family, Port},
+    net::{Family, Mac, Port},
     timeout,
 };
 
@@ -27,6 +27,44 @@ pub mod seen {
     pub const FIN: u8 = 2;
     /// A TCP RST, and nothing since.
     pub const RST: u8 = 4;
+}
+
+/// Where a packet goes once it is translated, as [`Hop::kind`] says it.
+pub mod hop {
+    /// Not known: look it up.
+    pub const UNKNOWN: u32 = 0;
+    /// To a pod of this node: `target` is its host-side interface, `mac` the pod's.
+    pub const POD: u32 = 1;
+    /// Through the tunnel: `target` is the peer's address in network order, `mac` its VTEP's.
+    pub const TUNNEL: u32 = 2;
+    /// To this host.
+    pub const HOST: u32 = 3;
+    /// To the outside with the node's address.
+    pub const OUTSIDE: u32 = 4;
+}
+
+abi! {
+    /// A flow's next hop, remembered so that its packets need no other look-up. Valid as long as nobody's address and no route has changed since
+    /// (`EPOCH`), for packets that enter where the first one did: which also makes it proof that the source is not spoofed.
+    pub struct Hop {
+        /// One of [`hop`].
+        pub kind: u32,
+        /// Value of `EPOCH` when it was looked up.
+        pub epoch: u32,
+        /// The interface that the packets enter by.
+        pub ingress: u32,
+        /// See [`hop`].
+        pub target: u32,
+        /// See [`hop`].
+        pub mac: Mac,
+        /// Zero.
+        pub reserved: u16,
+    }
+}
+
+impl Hop {
+    /// Nothing remembered.
+    pub const UNKNOWN: Self = Self { kind: hop::UNKNOWN, epoch: 0, ingress: 0, target: 0, mac: Mac::ZERO, reserved: 0 };
 }
 
 abi! {
@@ -68,6 +106,8 @@ abi! {
         pub seen: u8,
         /// Zero.
         pub reserved: u8,
+        /// Where packets go.
+        pub hop: Hop,
     }
 }
 
@@ -88,27 +128,52 @@ impl<F: Family> CtKey<F> {
 }
 
 impl<F: Family> CtEntry<F> {
-    /// The two entries of a flow whose opener sends `original` and whose packets go on as `translated`, each with its key.
+    /// The opener's entry of a flow, under the key of `original`: its packets go on as `translated`.
     #[must_use]
     #[inline(always)]
-    pub fn pair(original: &Tuple<F>, translated: &Tuple<F>, backend: u32, generation: u32, now: u32) -> [(CtKey<F>, Self); 2] {
-        let translates = (original != translated) as u8;
-        let entry = |leaves: &Tuple<F>, kind, seen| Self {
-            src: leaves.src,
-            dst: leaves.dst,
-            sport: leaves.sport,
-            dport: leaves.dport,
+    pub fn original(original: &Tuple<F>, translated: &Tuple<F>, backend: u32, generation: u32, now: u32) -> Self {
+        Self {
+            src: translated.src,
+            dst: translated.dst,
+            sport: translated.sport,
+            dport: translated.dport,
             last_seen: now,
             backend,
             generation,
-            kind,
-            translates,
-            seen,
+            kind: kind::ORIGINAL,
+            translates: (original != translated) as u8,
+            seen: seen::ANY,
             reserved: 0,
-        };
+            hop: Hop::UNKNOWN,
+        }
+    }
+
+    /// The other entry of the flow, under the key of the answer to `translated`.
+    #[must_use]
+    #[inline(always)]
+    pub fn reply(original: &Tuple<F>, translated: &Tuple<F>, backend: u32, generation: u32, now: u32) -> Self {
+        Self {
+            src: original.dst,
+            dst: original.src,
+            sport: original.dport,
+            dport: original.sport,
+            last_seen: now,
+            backend,
+            generation,
+            kind: kind::REPLY,
+            translates: (original != translated) as u8,
+            seen: 0,
+            reserved: 0,
+            hop: Hop::UNKNOWN,
+        }
+    }
+
+    /// Both entries of a flow, each with its key.
+    #[must_use]
+    pub fn pair(original: &Tuple<F>, translated: &Tuple<F>, backend: u32, generation: u32, now: u32) -> [(CtKey<F>, Self); 2] {
         [
-            (CtKey::of(original), entry(translated, kind::ORIGINAL, seen::ANY)),
-            (CtKey::of(&translated.reversed()), entry(&original.reversed(), kind::REPLY, 0)),
+            (CtKey::of(original), Self::original(original, translated, backend, generation, now)),
+            (CtKey::of(&translated.reversed()), Self::reply(original, translated, backend, generation, now)),
         ]
     }
 
@@ -168,13 +233,14 @@ mod tests {
         assert_eq!(oe.translated(proto::TCP), translated);
         assert_eq!(re.translated(proto::TCP), original.reversed());
         assert_eq!((oe.translates, re.translates), (1, 1));
-        assert_eq!(CtEntry::pair(&original, &original, 0, 0, 0).map(|(_, entry)| entry.translates), [0, 0]);
+        assert_eq!(CtEntry::original(&original, &original, 0, 0, 0).translates, 0);
     }
 
     #[test]
     fn a_flow_lives_while_either_half_does() {
         let t = tuple([10, 244, 1, 2], [10, 96, 0, 1], 40_000, 80);
-        let [(_, original), (_, mut reply)] = CtEntry::pair(&t, &t, 0, 0, 100);
+        let original = CtEntry::original(&t, &t, 0, 0, 100);
+        let mut reply = CtEntry::reply(&t, &t, 0, 0, 100);
         assert!(!original.is_expired(Some(&reply), proto::TCP, 100 + timeout::SYN_SENT));
         assert!(original.is_expired(Some(&reply), proto::TCP, 101 + timeout::SYN_SENT));
         reply.seen = seen::ANY;

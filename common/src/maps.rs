@@ -35,6 +35,8 @@ maps! {
     BACKENDS v 1, 524_288;
     /// Canonical tuple -> [`CtEntry`](crate::conntrack::CtEntry).
     CONNTRACK v 1, 524_288;
+    /// Index 0: counts changes to `ADDRESSES` and `ROUTES` that make a remembered [`Hop`](crate::conntrack::Hop) stale.
+    EPOCH v 1, 1;
     /// Datagram -> [`Fragment`](crate::fragment::Fragment).
     FRAGMENTS v 1, 8_192;
     /// [`DropReason`](crate::verdict::DropReason) -> packets.

@@ -40,6 +40,11 @@ static BACKENDS: Array<Backend<V4>> = Array::with_max_entries(maps::BACKENDS.cap
 #[map]
 static CONNTRACK: HashMap<CtKey<V4>, CtEntry<V4>> = HashMap::with_max_entries(maps::CONNTRACK.capacity, 0);
 
+/// Index 0: counts what makes a flow's remembered next hop stale. Writer: the agent, after every change of a pod's, node's or host's
+/// address and of a route. Reader: `stages::route`.
+#[map]
+static EPOCH: Array<u32> = Array::with_max_entries(maps::EPOCH.capacity, 0);
+
 /// Datagram -> what its fragments share. Writer and reader: `stages::fragment`. Full: the least recently used datagram is
 /// forgotten, its remaining fragments go to reassembly.
 #[map]
@@ -158,6 +163,12 @@ impl FamilyMaps for V4 {
     fn hairpin() -> Ip4 {
         shunt_common::config::link_local::HAIRPIN
     }
+}
+
+/// The present epoch of addresses and routes.
+#[inline(always)]
+pub(crate) fn epoch() -> u32 {
+    EPOCH.get(0).copied().unwrap_or(0)
 }
 
 /// The backend id in a slot.

@@ -88,7 +88,7 @@ pub(crate) fn forget<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) {
 /// answer is not known.
 #[inline(always)]
 pub(crate) fn reserve<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
-    let [_, (key, entry)] = CtEntry::pair(original, to, backend, generation, now());
+    let (key, entry) = (CtKey::of(&to.reversed()), CtEntry::reply(original, to, backend, generation, now()));
     F::conntrack()
         .insert(key, entry, BPF_NOEXIST as u64)
         .map_err(|error| if error == EEXIST { Refused::Collision } else { Refused::Full })
@@ -108,9 +108,9 @@ pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, to: &Tuple<F>) {
 /// Puts the other half in, after [`reserve`]; on failure takes the first half back, so that there is never half a flow.
 #[inline(always)]
 pub(crate) fn commit<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
-    let [(key, entry), (reply, _)] = CtEntry::pair(original, to, backend, generation, now());
+    let (key, entry) = (CtKey::of(original), CtEntry::original(original, to, backend, generation, now()));
     F::conntrack().insert(key, entry, 0).map_err(|_| {
-        let _ = F::conntrack().remove(reply);
+        let _ = F::conntrack().remove(CtKey::of(&to.reversed()));
         Refused::Full
     })
 }

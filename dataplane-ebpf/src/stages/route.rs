@@ -2,10 +2,11 @@
 
 use shunt_common::{
     address::{kind, route},
+    conntrack::{Hop, hop},
     net::{Ip4, Mac},
 };
 
-use crate::packet::parse::Ip;
+use crate::{maps::epoch, packet::parse::Ip};
 
 /// The next stop of a packet.
 #[derive(Clone, Copy)]
@@ -24,6 +25,36 @@ pub(crate) enum Next {
     Native,
     /// Outside, reached with the node's address.
     Outside,
+}
+
+impl Next {
+    /// A flow's remembered next hop, if it still holds for a packet that enters by `ingress`.
+    #[inline(always)]
+    pub(crate) fn recall(hop: &Hop, ingress: u32) -> Option<Self> {
+        if hop.epoch != epoch() || hop.ingress != ingress {
+            return None;
+        }
+        match hop.kind {
+            hop::POD => Some(Self::Pod { ifindex: hop.target, mac: hop.mac }),
+            hop::TUNNEL => Some(Self::Tunnel { underlay: Ip4 { be: hop.target }, vtep: hop.mac }),
+            hop::HOST => Some(Self::Host),
+            hop::OUTSIDE => Some(Self::Outside),
+            _ => None,
+        }
+    }
+
+    /// What to remember of this next hop, looked up in `epoch` for packets that enter by `ingress`.
+    #[inline(always)]
+    pub(crate) fn remember(self, epoch: u32, ingress: u32) -> Hop {
+        let (kind, target, mac) = match self {
+            Self::Pod { ifindex, mac } => (hop::POD, ifindex, mac),
+            Self::Tunnel { underlay, vtep } => (hop::TUNNEL, underlay.be, vtep),
+            Self::Host => (hop::HOST, 0, Mac::ZERO),
+            Self::Outside => (hop::OUTSIDE, 0, Mac::ZERO),
+            _ => (hop::UNKNOWN, 0, Mac::ZERO),
+        };
+        Hop { kind, epoch, ingress, target, mac, reserved: 0 }
+    }
 }
 
 /// Looks an address up: exactly first, then by prefix.

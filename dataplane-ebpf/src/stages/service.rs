@@ -98,7 +98,7 @@ pub(crate) fn translate<F: Ip>(flow: &Flow<F>, client: Client) -> Stage<Result<T
 /// A TCP connection stays where it is until it is over; a SYN on a closed one is a new connection. A flow without connections
 /// moves as soon as its backend is no longer the one it was given.
 #[inline(always)]
-fn is_still_good<F: Ip>(flow: &Flow<F>, entry: &CtEntry<F>) -> bool {
+pub(crate) fn is_still_good<F: Ip>(flow: &Flow<F>, entry: &CtEntry<F>) -> bool {
     let is_tcp = flow.tuple.proto == proto::TCP;
     if is_tcp && !flow.is_syn() {
         return true;
