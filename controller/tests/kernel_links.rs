@@ -183,6 +183,10 @@ fn a_pods_host_side_is_set_up_and_listed() {
         sysctl::apply(&sysctl::of_pod(&link.name)).unwrap();
         assert_eq!(ip("route show 10.244.1.2").trim(), "10.244.1.2 dev shunt0123456789 proto 83 scope link src 192.0.2.1");
         assert!(ip("neighbour show dev shunt0123456789").contains("10.244.1.2 lladdr 72:70:0a:f4:01:02 PERMANENT"));
+        for device in ["shunt0", "shunt0123456789"] {
+            let addresses = ip(&format!("address show dev {device}"));
+            assert!(addresses.contains("inet 169.254.1.3/32 scope host"), "without one, rp_filter drops: {addresses}");
+        }
         let routes = routes::pod_routes(netlink, via.tunnel).unwrap();
         assert_eq!(routes, [("10.244.1.2/32".parse().unwrap(), link.index)]);
         assert_eq!(via.list(netlink).unwrap(), BTreeSet::new(), "a pod's route is no host route");

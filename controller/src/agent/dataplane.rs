@@ -23,7 +23,7 @@ use crate::{
         netlink::Netlink,
         pins::{Adoption, MapPins, PinDir, PinError},
         programs::{Capacities, Hook, OBJECT, Programs, ProgramsError},
-        routes::Via,
+        routes::{HOST_END, Via},
         sys::Target,
         sysctl::{self, SysctlError},
         table::{Table, TableError},
@@ -121,7 +121,8 @@ impl Survey {
             tunnel_mac: own.mac,
             underlay_mask: mask(&addresses, &underlay, own.ip),
         };
-        let addresses = addresses.iter().map(|held| held.address).filter(|ip| !ip.is_loopback()).map(Ip4::from).collect();
+        let is_of_node = |ip: &Ipv4Addr| !ip.is_loopback() && *ip != HOST_END;
+        let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
         Ok(Self { underlay, config, addresses, notes })
     }
 }

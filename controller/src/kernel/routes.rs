@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use rtnetlink::{
-    LinkUnspec, RouteMessageBuilder,
+    AddressMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_core::{NLM_F_CREATE, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
+        address::AddressScope,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
     },
@@ -24,6 +25,13 @@ use super::{
 
 /// Marks our routes: `S` in ASCII, unassigned in /etc/iproute2/rt_protos.
 pub const PROTOCOL: u8 = 83;
+
+/// An address of the host on each device of ours, which nobody ever speaks to.
+///
+/// A device without any address takes no packet whose source is routed elsewhere, however loose its reverse path filter is
+/// (`no_addr` in net/ipv4/fib_frontend.c): answers of a Service to the host come from the pod's veth, but its virtual IP is routed to
+/// `shunt0`.
+pub const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 3);
 
 /// What every route of ours to `shunt0` has in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +103,15 @@ impl Via {
             .collect())
     }
 
-    /// What `shunt0` needs once: the gateway's neighbour entry, which is the device's own MAC, a route that lets the host answer
+    /// What `shunt0` needs once: an address, the gateway's neighbour entry, which is the device's own MAC, a route that lets the host answer
     /// ARP for the gateway in the pods' stead, and one for the node's connections to itself.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn set_up(self, netlink: &mut Netlink, mac: Mac) -> Result<(), LinksError> {
+        netlink
+            .request(host_end(self.tunnel), NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(netlink_error("add the address", HOST_END.to_string()))?;
         let neighbour = neighbour(self.tunnel, GATEWAY.into(), mac);
         netlink
             .request(RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE)
@@ -117,6 +128,12 @@ impl Via {
             .map_err(netlink_error("add the route to", GATEWAY.to_string()))?;
         self.add(netlink, &[hairpin()]).map_err(|(_, error)| error)
     }
+}
+
+fn host_end(index: u32) -> RouteNetlinkMessage {
+    let mut message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(HOST_END, 32).build();
+    message.header.scope = AddressScope::Host;
+    RouteNetlinkMessage::NewAddress(message)
 }
 
 fn hairpin() -> Ipv4Net {
@@ -146,7 +163,7 @@ pub struct PodSide<'a> {
     pub node_ip: Ipv4Addr,
 }
 
-/// Sets the host side of a pod up: the device, a host route to the pod, a neighbour entry so that nobody asks for it.
+/// Sets the host side of a pod up: an address, the device, a host route to the pod, a neighbour entry so that nobody asks for it.
 ///
 /// # Errors
 /// What the kernel answers; all of it can be tried again.
@@ -161,11 +178,12 @@ pub fn set_up_pod(netlink: &mut Netlink, pod: &PodSide<'_>) -> Result<(), LinksE
         .build();
     let neighbour = neighbour(pod.index, pod.address, pod.mac);
     let requests = [
+        (host_end(pod.index), NLM_F_CREATE | NLM_F_REPLACE),
         (RouteNetlinkMessage::SetLink(up), 0),
         (RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE),
         (RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE),
     ];
-    let action = ["set up", "add the pod's route to", "add the pod's neighbour entry to"];
+    let action = ["add an address to", "set up", "add the pod's route to", "add the pod's neighbour entry to"];
     netlink.pipeline(requests).map_err(|(index, error)| netlink_error(action.get(index).unwrap_or(&"set up"), pod.name)(error))
 }
 

@@ -30,7 +30,7 @@ fn required(key: String, value: &'static str, reason: &'static str) -> Sysctl {
     Sysctl { key, value, reason, optional: false }
 }
 
-/// Loose instead of strict, whatever `conf/all` says: the kernel takes the larger of the two.
+/// Loose instead of strict, whatever `conf/all` says: the kernel takes the larger of the two. Off would depend on `conf/all`.
 const RP_FILTER_REASON: &str =
     "packets come in by the fast path and go out by the slow one, which a strict reverse path filter drops";
 

@@ -8,13 +8,17 @@ use rtnetlink::{
     packet_core::NetlinkPayload,
     packet_route::{
         RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkMessage},
         route::RouteProtocol,
     },
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{links::TUNNEL, routes::PROTOCOL};
+use super::{
+    links::TUNNEL,
+    routes::{HOST_END, PROTOCOL},
+};
 
 /// What happened, and so what has to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +61,19 @@ fn change_of(message: &RouteNetlinkMessage) -> Option<Change> {
     match message {
         RouteNetlinkMessage::NewLink(link) => Some(Change::Device { name: name_of(link)?, gone: false }),
         RouteNetlinkMessage::DelLink(link) => Some(Change::Device { name: name_of(link)?, gone: true }),
-        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Some(Change::Address),
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) if !is_host_end(address) => {
+            Some(Change::Address)
+        }
         RouteNetlinkMessage::DelRoute(route) if route.header.protocol == RouteProtocol::Other(PROTOCOL) => {
             Some(Change::RouteLost)
         }
         _ => None,
     }
+}
+
+/// Those come and go with pods.
+fn is_host_end(message: &AddressMessage) -> bool {
+    message.attributes.contains(&AddressAttribute::Local(HOST_END.into()))
 }
 
 fn name_of(link: &LinkMessage) -> Option<String> {
