@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, mem};
 
 use ipnet::Ipv4Net;
 use shunt_common::{
-    address::Prefix,
+    address::{Prefix, kind},
     net::{Ip4, V4, proto},
     service::{Backend, ServiceKey, state},
 };
@@ -153,6 +153,12 @@ impl BpfKernel {
         }
     }
 
+    /// Makes flows look their next hop up again.
+    fn begin_epoch(&self) -> Result<(), BpfError> {
+        let now = self.maps.epoch.get(&0)?.unwrap_or_default();
+        Ok(self.maps.epoch.put(&0, &now.wrapping_add(1), || "the epoch".to_owned())?)
+    }
+
     /// The slots that some Service's run covers, and only these.
     fn read_slots(&self, actual: &mut Actual) -> Result<(), BpfError> {
         let capacity = self.maps.slots.capacity();
@@ -193,7 +199,12 @@ impl Kernel for BpfKernel {
     fn carry_out(&mut self, steps: &[Step]) -> Result<(), (usize, BpfError)> {
         let mut start = 0;
         for run in steps.chunk_by(|a, b| mem::discriminant(a) == mem::discriminant(b)) {
-            self.carry_out_run(run).map_err(|(index, error)| (start + index, error))?;
+            let outcome = self.carry_out_run(run).map_err(|(index, error)| (start + index, error));
+            // Part of a run that failed may be in force.
+            if run.iter().any(moves_packets) {
+                self.begin_epoch().map_err(|error| (start, error))?;
+            }
+            outcome?;
             start += run.len();
         }
         Ok(())
@@ -221,6 +232,15 @@ fn host_route(step: &Step) -> Option<Ipv4Net> {
     match step {
         Step::AddHostRoute { prefix } | Step::RemoveHostRoute { prefix } => Some(*prefix),
         _ => None,
+    }
+}
+
+/// Whether a step can change where an address is reached; a virtual IP is no place.
+fn moves_packets(step: &Step) -> bool {
+    match step {
+        Step::PutAddress { address, .. } => address.kind != kind::SERVICE,
+        Step::DeleteAddress { .. } | Step::PutRoute { .. } | Step::DeleteRoute { .. } => true,
+        _ => false,
     }
 }
 

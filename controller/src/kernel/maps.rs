@@ -26,6 +26,8 @@ pub struct Maps {
     pub slots: Table<u32, u32>,
     /// `BACKENDS`.
     pub backends: Table<u32, Backend<V4>>,
+    /// `EPOCH`.
+    pub epoch: Table<u32, u32>,
     /// `CONNTRACK`.
     pub conntrack: Table<CtKey<V4>, CtEntry<V4>>,
 }
@@ -42,6 +44,7 @@ impl Maps {
             services: Table::open(&maps::SERVICES, path(&maps::SERVICES).as_ref())?,
             slots: Table::open(&maps::SLOTS, path(&maps::SLOTS).as_ref())?,
             backends: Table::open(&maps::BACKENDS, path(&maps::BACKENDS).as_ref())?,
+            epoch: Table::open(&maps::EPOCH, path(&maps::EPOCH).as_ref())?,
             conntrack: Table::open(&maps::CONNTRACK, path(&maps::CONNTRACK).as_ref())?,
         })
     }
