@@ -59,13 +59,10 @@ pub(super) fn decode(document: Document<'_>, syntax: Syntax) -> Vec<Item> {
         return alone(Content::Refused(Fault { object: header::guess(document.text), field: None, message }));
     }
     let scanned = if syntax == Syntax::Yaml { header::scan(document.text) } else { None };
-    if let Some((api_version, kind)) = scanned
-        && !kind.ends_with("List")
+    if let Some(known) = scanned.and_then(|(api_version, kind)| Kind::of(api_version, kind))
+        && let Ok(object) = parse(known, document.text, syntax)
     {
-        let Some(known) = Kind::of(api_version, kind) else { return alone(Content::Ignored(format!("{api_version} {kind}"))) };
-        if let Ok(object) = parse(known, document.text, syntax) {
-            return alone(Content::Object(object));
-        }
+        return alone(Content::Object(object));
     }
     match tree(document, syntax) {
         Ok(value) => decode_tree(value),
@@ -73,7 +70,7 @@ pub(super) fn decode(document: Document<'_>, syntax: Syntax) -> Vec<Item> {
     }
 }
 
-/// The way of JSON, of lists, and of everything that is not as expected: slower, and able to say where.
+/// The way of JSON, of lists, of other kinds, and of everything that is not as expected: slower, and able to say where.
 fn decode_tree(value: Value) -> Vec<Item> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let (Some(api_version), Some(kind)) = (text(&value, "apiVersion"), text(&value, "kind")) else {
@@ -118,7 +115,16 @@ fn typed(value: Value) -> Content {
     }
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let Some(known) = Kind::of(&api_version, &kind) else { return Content::Ignored(format!("{api_version} {kind}")) };
+    let Some(known) = Kind::of(&api_version, &kind) else {
+        // Without a name it is no object of any kind: more likely one that was cut off.
+        let is_object = kind.ends_with("List") || value.pointer("/metadata/name").is_some_and(Value::is_string);
+        let message = "is required; name the object";
+        return if is_object {
+            Content::Ignored(format!("{api_version} {kind}"))
+        } else {
+            fault(&value, "metadata.name", message)
+        };
+    };
     let object = identify(&value);
     let parsed = match known {
         Kind::Node => from_tree::<Node>(value).map(|it| ApiObject::Node(Box::new(it))),

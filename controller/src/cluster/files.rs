@@ -66,6 +66,7 @@ pub struct FileSource {
     departing: BTreeMap<Name, Instant>,
     /// Why the directory cannot be read at present.
     outage: Option<String>,
+    recheck_at: Instant,
 }
 
 #[derive(Debug)]
@@ -94,7 +95,14 @@ impl FileSource {
         let dir = dir.into();
         // The watch comes first, so that nothing happens between it and the first look.
         let watch = Watch::new(&dir)?;
-        let mut source = Self { dir, store: Store::default(), watch: Some(watch), departing: BTreeMap::new(), outage: None };
+        let mut source = Self {
+            dir,
+            store: Store::default(),
+            watch: Some(watch),
+            departing: BTreeMap::new(),
+            outage: None,
+            recheck_at: Instant::now() + RECHECK,
+        };
         let mut changes = Changes::default();
         let names = source.list().map_err(|error| OpenError::Directory { dir: source.dir.clone(), source: error })?;
         for name in names {
@@ -133,17 +141,19 @@ impl FileSource {
     pub async fn next(&mut self) -> Changes {
         let mut changes = Changes::default();
         loop {
-            let due = self.departing.values().min().map(|due| due.saturating_duration_since(Instant::now()));
-            let wait = due.unwrap_or(RECHECK).min(RECHECK);
-            let look = match &mut self.watch {
-                Some(watch) => tokio::time::timeout(wait, watch.look())
-                    .await
-                    .unwrap_or_else(|_| Look { directory: true, ..Look::default() }),
+            let due = self.departing.values().copied().fold(self.recheck_at, Instant::min);
+            let wait = due.saturating_duration_since(Instant::now());
+            let mut look = match &mut self.watch {
+                Some(watch) => tokio::time::timeout(wait, watch.look()).await.unwrap_or_default(),
                 None => {
                     tokio::time::sleep(wait).await;
-                    Look { directory: true, ..Look::default() }
+                    Look::default()
                 }
             };
+            if self.recheck_at <= Instant::now() {
+                self.recheck_at = Instant::now() + RECHECK;
+                look.directory = true;
+            }
             if self.follow(look, &mut changes) {
                 return changes;
             }
