@@ -76,18 +76,20 @@ impl Stage {
 
     fn drawing(&self) -> String {
         let at = |pod: &Pod| format!("{} {}", pod.name, pod.address);
+        let (n1, n2) = (self.lab.node("n1").address(), self.lab.node("n2").address());
         format!(
-            "            outside {OUTSIDE}\n               |\n            router\n               |\n\
-             \u{20}     ---------+---------------- switch\n\
-             \u{20}     |                    |\n\
-             \u{20}  n1 {:<18} n2 {}\n\
-             \u{20}     |- {:<18}    |- {}\n\
-             \u{20}     |- {}\n\
-             \u{20}     |- {}\n\n\
+            "           outside {OUTSIDE}\n\
+             \u{20}             |\n\
+             \u{20}          router\n\
+             \u{20}             |\n\
+             \u{20} ------------+------------ switch\n\
+             \u{20}   |                     |\n\
+             \u{20}  n1 {n1:<18} n2 {n2}\n\
+             \u{20}   |- {:<19}|- {}\n\
+             \u{20}   |- {}\n\
+             \u{20}   |- {}\n\n\
              Service web   {WEB} -> the three web pods, TCP and UDP\n\
              Service empty {EMPTY} -> nobody",
-            self.lab.node("n1").address(),
-            self.lab.node("n2").address(),
             at(&self.client),
             at(&self.web[2]),
             at(&self.web[0]),

@@ -88,6 +88,9 @@ impl Lab {
         if !nix::unistd::geteuid().is_root() {
             bail!("a lab makes network namespaces and loads eBPF programs: it needs root");
         }
+        if topology.nodes.iter().any(|spec| spec.kind == Kind::Shunt) {
+            node::shunt_binary()?;
+        }
         sweep();
         let bpffs = bpffs()?;
         let mut lab = Self::claim()?;

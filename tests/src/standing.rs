@@ -1,6 +1,7 @@
 //! Labs that outlive the command that built them, and programs loaded on the machine itself.
 
 use std::{
+    io::Write as _,
     net::{Ipv4Addr, SocketAddrV4},
     process::ExitCode,
     thread,
@@ -51,12 +52,13 @@ pub fn down(id: Option<&str>) -> Result<ExitCode> {
 /// `shunt-lab list`.
 ///
 /// # Errors
-/// None; for symmetry with the other commands.
+/// The output cannot be written.
 pub fn list() -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
     for (id, kept) in lab::standing() {
-        println!("{id}  {}", if kept { "kept" } else { "in use" });
+        writeln!(out, "{id}  {}", if kept { "kept" } else { "in use" })?;
         for name in netns::names_with(&format!("{PREFIX}{id}-")) {
-            println!("      {}", name.trim_start_matches(&format!("{PREFIX}{id}-")));
+            writeln!(out, "      {}", name.trim_start_matches(&format!("{PREFIX}{id}-")))?;
         }
     }
     Ok(ExitCode::SUCCESS)

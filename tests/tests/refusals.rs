@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use etherparse::{IpNumber, PacketBuilder};
+use etherparse::PacketBuilder;
 use shunt_common::verdict::DropReason;
 use shunt_lab::{
     lab::{Lab, eventually},
@@ -21,7 +21,7 @@ use shunt_lab::{
     pod::Pod,
     service::SOON,
     topology::{PAIR, VNI, VXLAN_PORT, WITH_STRANGER},
-    traffic::packet::{ipv4, send_frame, send_ipv4, udp},
+    traffic::packet::{send_frame, send_ipv4, udp},
 };
 
 const PORT: u16 = 9000;
@@ -154,7 +154,7 @@ fn multicast_and_addresses_that_are_nobodys_are_dropped() -> Result<()> {
     let lab = Lab::build(&PAIR)?;
     let a = lab.pod("n1", "a")?;
     let n1 = lab.node("n1");
-    let group = ipv4(a.address, Ipv4Addr::new(224, 0, 0, 251), IpNumber::UDP, &[0; 8]);
+    let group = udp((a.address, 5353), (Ipv4Addr::new(224, 0, 0, 251), 5353), b"who is there?");
     counted(n1, DropReason::Multicast, 1, || send_frame(&a.netns, "eth0", &frame(&a, 0x0800, &group)?))?;
     let nobody = Ipv4Addr::new(10, 244, 1, 250);
     counted(n1, DropReason::NoSuchPod, 1, || {

@@ -6,6 +6,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -77,7 +78,7 @@ impl Server {
     /// # Errors
     /// The address cannot be bound there.
     pub fn udp(netns: &Netns, address: SocketAddrV4, name: &str) -> Result<Self> {
-        let socket = netns.inside(|| UdpSocket::bind(address)).with_context(|| format!("UDP {address} in {}", netns.name()))?;
+        let socket = netns.inside(|| udp_socket(address)).with_context(|| format!("UDP {address} in {}", netns.name()))?;
         socket.set_read_timeout(Some(POLL))?;
         let name = name.to_owned();
         Self::spawn(address, move |stop| {
@@ -152,17 +153,14 @@ impl TcpClient {
             let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
             if port != 0 {
-                socket::bind(
-                    std::os::fd::AsRawFd::as_raw_fd(&socket),
-                    &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)),
-                )?;
+                socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
             }
             Ok(socket)
         })?;
         // A blocking connect gives up after the send timeout (socket(7)): with EINPROGRESS, which is what nobody answering looks like.
         let timeout = nix::sys::time::TimeVal::new(PATIENCE.as_secs().cast_signed(), i64::from(PATIENCE.subsec_micros()));
         socket::setsockopt(&socket, sockopt::SendTimeout, &timeout)?;
-        match socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrIn::from(to)) {
+        match socket::connect(socket.as_raw_fd(), &SockaddrIn::from(to)) {
             Err(nix::errno::Errno::EINPROGRESS) => return Err(io::ErrorKind::TimedOut.into()),
             other => other?,
         }
@@ -241,7 +239,7 @@ impl UdpClient {
     /// The port is taken.
     pub fn bind(netns: &Netns, port: u16) -> Result<Self> {
         let socket = netns
-            .inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))
+            .inside(|| udp_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
             .with_context(|| format!("UDP port {port} in {}", netns.name()))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })
@@ -291,6 +289,17 @@ pub fn ask_udp(netns: &Netns, to: SocketAddrV4, payload: &[u8]) -> Result<Answer
     let client = UdpClient::bind(netns, 0)?;
     client.connect(to)?;
     client.ask(to, payload).with_context(|| format!("{} to UDP {to}", netns.name()))
+}
+
+/// A socket of the calling thread's namespace that can be bound again at once, and that keeps seconds of datagrams while its reader
+/// waits for a CPU: what is lost then was lost by the network.
+pub(crate) fn udp_socket(address: SocketAddrV4) -> io::Result<UdpSocket> {
+    const ROOM: usize = 16 << 20;
+    let socket = socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    socket::setsockopt(&socket, sockopt::RcvBufForce, &ROOM)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+    Ok(UdpSocket::from(socket))
 }
 
 fn parse_hello(line: &[u8]) -> Option<(String, SocketAddrV4)> {

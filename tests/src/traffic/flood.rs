@@ -1,7 +1,7 @@
 //! A steady exchange that counts what gets lost, for as long as something else is done to the node.
 
 use std::{
-    net::{SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 
+use super::echo::udp_socket;
 use crate::netns::Netns;
 
 /// A stream of numbered UDP datagrams to an echo server.
@@ -46,7 +47,7 @@ impl Flood {
     /// # Errors
     /// No socket, or no route.
     pub fn start(netns: &Netns, to: SocketAddrV4, interval: Duration) -> Result<Self> {
-        let socket = netns.inside(|| UdpSocket::bind("0.0.0.0:0"))?;
+        let socket = netns.inside(|| udp_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)))?;
         socket.connect(to).with_context(|| format!("{} to UDP {to}", netns.name()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);

@@ -3,7 +3,7 @@
 use std::{io, net::Ipv4Addr, os::fd::AsRawFd};
 
 use anyhow::{Context, Result};
-use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
+use etherparse::{Ipv4Header, PacketBuilder};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrLike};
 
 use crate::netns::Netns;
@@ -42,18 +42,6 @@ pub fn fragments(packet: &[u8], size: usize, id: u16) -> Vec<Vec<u8>> {
             fragment
         })
         .collect()
-}
-
-/// An IPv4 packet of any protocol with an empty or given payload.
-#[must_use]
-pub fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: IpNumber, payload: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(payload.len()).unwrap_or(u16::MAX);
-    let mut header = Ipv4Header::new(len, 64, protocol, from.octets(), to.octets())
-        .unwrap_or_else(|error| panic!("no such packet: {error}"));
-    header.header_checksum = header.calc_header_checksum();
-    let mut packet = header.to_bytes().to_vec();
-    packet.extend_from_slice(payload);
-    packet
 }
 
 /// Sends whole IPv4 packets from inside a namespace, routed by their destination.
