@@ -1,6 +1,6 @@
 //! Addresses from the Node's pod range, and the record of who has which: STATE_DIR/`ipam.json`.
 //!
-//! [`book`] decides and knows no disk and no clock; [`file`](mod@file) keeps it through crashes. What is answered was on disk before.
+//! [`book`] decides and knows no disk and no clock; `file` keeps it through crashes. What is answered was on disk before.
 
 pub mod book;
 mod file;

@@ -328,6 +328,8 @@ fn a_delete_succeeds_without_the_namespace() {
     assert_eq!(node.call("DEL", "c", &path, &node.config("1.0.0")).unwrap(), None);
     assert_eq!(node.call("DEL", "c", "", &node.config("1.0.0")).unwrap(), None);
     assert_eq!(node.call("DEL", "never-added", "", &node.config("1.0.0")).unwrap(), None);
+    let spoilt = with_previous(&node.config("1.0.0"), &json!({ "ips": "spoilt" }));
+    assert_eq!(node.call("DEL", "c", "", &spoilt).unwrap(), None, "what is wrong with an earlier result keeps nobody alive");
     assert_eq!(node.held(), 0);
 }
 

@@ -24,7 +24,10 @@ pub(super) fn run(environment: &Environment, config: &[u8]) -> Result<Option<Str
     if environment.command == Command::Version {
         return Ok(Some(versions(SpecVersion::of(config))));
     }
-    let config = NetworkConfig::parse(config)?;
+    let config = match environment.command {
+        Command::Del => NetworkConfig::parse_for_removal(config)?,
+        _ => NetworkConfig::parse(config)?,
+    };
     let since = match environment.command {
         Command::Check => SpecVersion::V0_4_0,
         Command::Gc | Command::Status => SpecVersion::V1_1_0,

@@ -172,18 +172,23 @@ impl NetworkConfig {
     /// # Errors
     /// Codes 1, 2, 6 and 7, naming the field.
     pub fn parse(text: &[u8]) -> Result<Self, CniError> {
-        let value: Value = serde_json::from_slice(text)
-            .map_err(|error| CniError::new(code::DECODE, format!("the network configuration is not JSON: {error}")))?;
-        let Value::Object(config) = value else {
-            return Err(CniError::new(code::DECODE, "the network configuration is not a JSON object"));
-        };
+        Self::of(object(text)?)
+    }
+
+    /// Reads a configuration without its `prevResult`: what is wrong with that must not keep a pod from being removed.
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::parse`].
+    pub fn parse_for_removal(text: &[u8]) -> Result<Self, CniError> {
+        let mut config = object(text)?;
+        config.remove("prevResult");
+        Self::of(config)
+    }
+
+    fn of(config: Map<String, Value>) -> Result<Self, CniError> {
         let fields = Fields { object: &config, path: "" };
         let version = version(&fields)?;
-        let in_version = |mut error: CniError| {
-            error.version = version;
-            error
-        };
-        Self::rest(version, &fields).map_err(in_version)
+        Self::rest(version, &fields).map_err(|error| CniError { version, ..error })
     }
 
     fn rest(version: SpecVersion, fields: &Fields<'_>) -> Result<Self, CniError> {
@@ -227,6 +232,14 @@ impl NetworkConfig {
             prev_result,
             valid_attachments: valid_attachments.map(|list| list.iter().map(valid_attachment).collect()).transpose()?,
         })
+    }
+}
+
+fn object(text: &[u8]) -> Result<Map<String, Value>, CniError> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(config)) => Ok(config),
+        Ok(_) => Err(CniError::new(code::DECODE, "the network configuration is not a JSON object")),
+        Err(error) => Err(CniError::new(code::DECODE, format!("the network configuration is not JSON: {error}"))),
     }
 }
 

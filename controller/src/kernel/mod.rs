@@ -1,4 +1,5 @@
-//! The kernel as the agent sees it. Only this room imports aya, and only `netlink`, `links`, `routes` and `watch` speak netlink.
+//! The kernel as the agent sees it. Only this room imports aya, and only `netlink`, `links`, `routes` and `watch` speak netlink
+//! (the plugin has a socket of its own in the pod's namespace).
 
 pub mod bpf;
 pub mod cleanup;
