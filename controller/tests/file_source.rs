@@ -203,6 +203,26 @@ async fn what_is_no_text_is_refused_and_takes_nothing_with_it() {
 }
 
 #[tokio::test]
+async fn a_file_of_rubbish_costs_little() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = open(dir.path());
+    for (what, rubbish, problems) in [
+        ("documents", "x\n---\n".repeat(1 << 20), 1001),
+        ("empty documents", "---\n".repeat(2 << 20), 0),
+        ("flow", "[".repeat(15 << 20), 1),
+        ("dashes on a line", "- ".repeat(2 << 20), 1),
+        ("one text", "x".repeat(15 << 20), 1),
+    ] {
+        let start = Instant::now();
+        fs::write(dir.path().join("x.yaml"), rubbish).unwrap();
+        source.next().await;
+        assert_eq!(messages(&source).len(), problems, "{what}");
+        // Ten seconds are far more than it takes unoptimised on a busy machine, and far less than anything that grows with the square.
+        assert!(start.elapsed() < Duration::from_secs(10), "{what} took {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_file_cut_off_anywhere_breaks_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("web.yaml");

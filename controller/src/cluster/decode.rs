@@ -186,10 +186,15 @@ fn parse(kind: Kind, text: &str, syntax: Syntax) -> Result<ApiObject, String> {
 
 /// Any document; an error says the line of the file.
 fn tree(document: Document<'_>, syntax: Syntax) -> Result<Value, String> {
-    // Empty lines in place of what comes before make the parser count lines as the file does.
-    let padded = "\n".repeat(document.lines_before) + document.text;
+    // Empty lines in place of what comes before make the parser count lines as the file does. That has its price.
+    const MAX_PADDING: usize = 20_000;
+    let (padding, counted) = match document.lines_before {
+        lines @ ..=MAX_PADDING => (lines, String::new()),
+        lines => (0, format!(" (counted from line {} of the file)", lines + 1)),
+    };
+    let text = "\n".repeat(padding) + document.text;
     match syntax {
-        Syntax::Yaml => serde_yaml::from_str(&padded).map_err(|error| format!("cannot be read as YAML: {error}")),
-        Syntax::Json => serde_json::from_str(&padded).map_err(|error| format!("cannot be read as JSON: {error}")),
+        Syntax::Yaml => serde_yaml::from_str(&text).map_err(|error| format!("cannot be read as YAML: {error}{counted}")),
+        Syntax::Json => serde_json::from_str(&text).map_err(|error| format!("cannot be read as JSON: {error}{counted}")),
     }
 }

@@ -4,7 +4,7 @@
 //! of writing changes nothing in the outcome.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     io::Read as _,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
@@ -79,9 +79,9 @@ struct Watch {
 /// What is to be looked at.
 #[derive(Debug, Default)]
 struct Look {
-    names: Vec<Name>,
+    names: BTreeSet<Name>,
     /// Whoever made them may still be writing.
-    created: Vec<Name>,
+    created: BTreeSet<Name>,
     everything: bool,
     directory: bool,
 }
@@ -259,7 +259,7 @@ impl FileSource {
                 self.store.fail(name, message);
             }
             Found::Nothing => {
-                if self.store.files().any(|known| known == name) {
+                if self.store.knows(name) {
                     self.departing.entry(name.clone()).or_insert_with(|| Instant::now() + ABSENCE);
                 }
             }
@@ -317,9 +317,7 @@ impl Look {
             Some("..data") => self.everything |= mask.contains(EventMask::MOVED_TO),
             Some(name) if counts(name) => {
                 let list = if mask.contains(EventMask::CREATE) { &mut self.created } else { &mut self.names };
-                if !list.iter().any(|known| **known == *name) {
-                    list.push(name.into());
-                }
+                list.insert(name.into());
             }
             _ => {}
         }

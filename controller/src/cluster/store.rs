@@ -18,6 +18,9 @@ use crate::{
 /// Where an object stands. The first is believed: by file name, then document, then place in a list.
 type Origin = (Name, u32, u32);
 
+/// Of one file: nobody reads more, and a file of rubbish must not fill the memory with complaints.
+const MAX_PROBLEMS: usize = 1000;
+
 /// How many valid objects of each kind there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,7 +90,15 @@ impl Store {
         };
         for document in documents {
             self.read(file, document, syntax, &mut contents);
+            if contents.problems.len() >= MAX_PROBLEMS {
+                let message =
+                    format!("has {MAX_PROBLEMS} problems or more; what comes after them is not read. Mend these first");
+                contents.problems.push(Problem { file: Some(file.to_string()), message, ..Problem::default() });
+                contents.is_obscure = true;
+                break;
+            }
         }
+        contents.notices.truncate(MAX_PROBLEMS);
         let state = self.files.remove(file).unwrap_or_default();
         let is_kept = |id: &ObjectId| contents.is_obscure || contents.bad.contains(id);
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -115,6 +126,11 @@ impl Store {
         for id in self.files.remove(file).map(|state| state.objects).unwrap_or_default() {
             self.claim(file, id, Vec::new(), changes);
         }
+    }
+
+    /// Whether a file has been seen, readable or not.
+    pub(super) fn knows(&self, file: &Name) -> bool {
+        self.files.contains_key(file)
     }
 
     /// Files that are known.
