@@ -98,10 +98,9 @@ impl Fake {
     }
 
     fn remove(&self, attachment: &shunt::attachment::AttachmentKey) {
+        // It may be gone already, or be going with the pod's namespace this very moment.
         let name = attachment.host_interface();
-        if self.node.links().contains(&name) {
-            self.node.ip(&format!("link del {name}"));
-        }
+        self.node.run(|| Command::new("ip").args(["link", "del", &name]).output().unwrap());
         self.ipam.lock().unwrap().release(attachment, SystemTime::now()).unwrap();
     }
 }

@@ -196,8 +196,11 @@ fn what_changes_something_outlives_its_client() {
     writeln!(stream, "{request}").unwrap();
     std::thread::sleep(Duration::from_millis(50));
     drop(stream);
-    std::thread::sleep(Duration::from_millis(400));
-    assert_eq!(agent.fake.attached.load(Ordering::SeqCst), 1);
+    let deadline = Instant::now() + PATIENCE;
+    while agent.fake.attached.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "dropped with its client");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

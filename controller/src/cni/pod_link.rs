@@ -10,6 +10,7 @@ use std::{
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_core::ErrorMessage,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
@@ -101,20 +102,23 @@ async fn configure(handle: &Handle, ifname: &str, wanted: &PodAdded) -> Result<(
     handle.route().add(route).execute().await.map_err(failed(format!("set the default route via {gateway} on {ifname}")))
 }
 
-/// Removes the pair; no error if there is none.
+/// Removes the pair; no error if there is none, or if it goes with its other end this very moment.
 pub(super) async fn delete(handle: &Handle, ifname: &str) -> Result<(), LinkError> {
-    match find(handle, ifname).await? {
-        None => Ok(()),
-        Some(link) => {
-            handle.link().del(link.header.index).execute().await.map_err(failed(format!("remove the interface {ifname}")))
-        }
+    let Some(link) = find(handle, ifname).await? else { return Ok(()) };
+    match handle.link().del(link.header.index).execute().await {
+        Err(rtnetlink::Error::NetlinkError(message)) if is_no_device(&message) => Ok(()),
+        outcome => outcome.map_err(failed(format!("remove the interface {ifname}"))),
     }
+}
+
+fn is_no_device(message: &ErrorMessage) -> bool {
+    message.to_io().raw_os_error() == Some(libc::ENODEV)
 }
 
 async fn find(handle: &Handle, ifname: &str) -> Result<Option<LinkMessage>, LinkError> {
     match handle.link().get().match_name(ifname).execute().try_next().await {
         Ok(link) => Ok(link),
-        Err(rtnetlink::Error::NetlinkError(message)) if message.to_io().raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(rtnetlink::Error::NetlinkError(message)) if is_no_device(&message) => Ok(None),
         Err(error) => Err(failed(format!("look for the interface {ifname}"))(error)),
     }
 }
