@@ -77,55 +77,60 @@ pub(super) fn attach(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodErr
         return Err(PodError::NoVeth(name.clone()));
     }
     dataplane.attach_pod(name, link.index)?;
-    admit(dataplane, pod, link.index)?;
+    enter(dataplane, &[(pod, link.index)])?;
+    open(dataplane, pod, link.index)?;
     Ok(link.index)
 }
 
-/// Everything but the programs: settings, the map's entry, and last the interface with its route.
-fn admit(dataplane: &mut Dataplane, pod: &Pod, ifindex: u32) -> Result<(), PodError> {
-    sysctl::apply(&sysctl::of_pod(&pod.host_interface))?;
-    let put = Step::PutAddress { addr: pod.address.into(), address: entry(pod, ifindex) };
-    dataplane.kernel.carry_out(&[put]).map_err(|(_, error)| error)?;
-    let node_ip = dataplane.kernel.via().node_ip;
-    let side = PodSide { name: &pod.host_interface, index: ifindex, address: pod.address, mac: pod.mac, node_ip };
-    routes::set_up_pod(dataplane.kernel.netlink(), &side)?;
-    Ok(())
+/// Enters pods into the dataplane's map.
+fn enter(dataplane: &mut Dataplane, pods: &[(&Pod, u32)]) -> Result<(), PodError> {
+    let put = |(pod, ifindex): &(&Pod, u32)| Step::PutAddress { addr: pod.address.into(), address: entry(pod, *ifindex) };
+    let steps: Vec<Step> = pods.iter().map(put).collect();
+    Ok(dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?)
 }
 
-/// Settings, map entries and routes of pods before their programs are put in force, and away with entries of pods that are gone.
+/// Settings of a pod's host side, and last the interface up with its route.
+pub(super) fn open(dataplane: &mut Dataplane, pod: &Pod, ifindex: u32) -> Result<(), PodError> {
+    sysctl::apply(&sysctl::of_pod(&pod.host_interface))?;
+    let node_ip = dataplane.kernel.via().node_ip;
+    let side = PodSide { name: &pod.host_interface, index: ifindex, address: pod.address, mac: pod.mac, node_ip };
+    Ok(routes::set_up_pod(dataplane.kernel.netlink(), &side)?)
+}
+
+/// Map entries of pods before their programs are put in force, and away with those of pods that are gone. They are
+/// [opened](open) when the programs guard them.
 pub(super) fn restore(
     dataplane: &mut Dataplane,
     pods: &[(&Pod, u32)],
     present: &BTreeMap<Ip4, Address>,
 ) -> Result<(), PodError> {
-    for (pod, ifindex) in pods {
-        admit(dataplane, pod, *ifindex)?;
-    }
+    enter(dataplane, pods)?;
     let is_ours = |addr: &Ip4| pods.iter().any(|(pod, _)| Ip4::from(pod.address) == *addr);
     let stale = present.iter().filter(|(addr, address)| address.kind == kind::POD && !is_ours(addr));
     let steps: Vec<Step> = stale.map(|(addr, _)| Step::DeleteAddress { addr: *addr }).collect();
-    dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?;
-    Ok(())
+    Ok(dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?)
 }
 
 /// What is wrong with a pod's host side, if anything.
 pub(super) fn check(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodError> {
     let name = &pod.host_interface;
-    let wrong = |what: &str| PodError::NotAsItShould(format!("{what}: delete and add the pod"));
     let link = links::by_name(dataplane.kernel.netlink(), name)?.ok_or_else(|| PodError::NoInterface(name.clone()))?;
     if !link.up {
-        return Err(wrong(&format!("the interface {name} is down")));
+        return Err(PodError::NotAsItShould(format!("the interface {name} is down")));
     }
     if !dataplane.is_pod_attached(name, link.index)? {
-        return Err(wrong(&format!("the programs of {name} are not attached")));
+        return Err(PodError::NotAsItShould(format!("the programs of {name} are not attached")));
     }
     if dataplane.kernel.maps().addresses.get(&pod.address.into())? != Some(entry(pod, link.index)) {
-        return Err(wrong(&format!("the dataplane does not know {} as the address behind {name}", pod.address)));
+        return Err(PodError::NotAsItShould(format!(
+            "the dataplane does not know {} as the address behind {name}",
+            pod.address
+        )));
     }
     let tunnel = dataplane.config.tunnel_ifindex;
     let routes = routes::pod_routes(dataplane.kernel.netlink(), tunnel)?;
     if !routes.iter().any(|(prefix, index)| prefix.addr() == pod.address && *index == link.index) {
-        return Err(wrong(&format!("the host has no route to {} over {name}", pod.address)));
+        return Err(PodError::NotAsItShould(format!("the host has no route to {} over {name}", pod.address)));
     }
     Ok(link.index)
 }

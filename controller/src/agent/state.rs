@@ -10,7 +10,7 @@ use crate::{
     cluster::FileSource,
     compile::NodeView,
     config::AgentOptions,
-    ipam::Ipam,
+    ipam::{Ipam, IpamError},
     kernel::{events::Listeners, pins::PinDir, step::Kernel as _},
     model::{Changes, Model, Name},
     problem::Problem,
@@ -180,7 +180,7 @@ impl State {
             }
             attached.insert(pod.attachment.clone(), (pod.clone(), ifindex));
             if let Err(wrong) = pods::check(&mut up.dataplane, pod) {
-                tracing::warn!(pod = %pod.attachment, "{}: attaching it again", with_causes(&wrong));
+                tracing::warn!(pod = %pod.attachment, "{}; it is attached again", with_causes(&wrong));
                 if let Err(error) = pods::attach(&mut up.dataplane, pod) {
                     failure = Some(format!("pod {}: {}", pod.attachment, with_causes(&error)));
                 }
@@ -239,6 +239,9 @@ impl State {
         let interfaces: BTreeMap<String, u32> =
             survivors.iter().map(|(pod, ifindex)| (pod.host_interface.clone(), *ifindex)).collect();
         dataplane.take_over(&interfaces)?;
+        for (pod, ifindex) in &survivors {
+            pods::open(&mut dataplane, pod, *ifindex)?;
+        }
         let listeners = Listeners::open(&self.dir)?;
         let pods = survivors.into_iter().map(|(pod, ifindex)| (pod.attachment.clone(), (pod.clone(), ifindex))).collect();
         self.up = Some(Up { dataplane, sync, pods, listeners });
@@ -348,6 +351,10 @@ impl State {
 
     pub(super) fn pod_add(&mut self, request: &PodAdd) -> Result<PodAdded, Refusal> {
         let (Some(own), Some(up)) = (self.own, &self.up) else { return Err(self.not_ready()) };
+        if own.pod_cidr.is_none() {
+            // Whoever gives out ranges may only not have come to this node yet.
+            return Err(Refusal::new(RefusalReason::TryAgain, IpamError::NoRange.to_string()));
+        }
         let addresses = &up.dataplane.kernel.maps().addresses;
         let taken = |address: Ipv4Addr| !matches!(addresses.get(&address.into()), Ok(None));
         let pod = self.ipam.allocate(request, own.pod_cidr, taken, SystemTime::now())?;
@@ -371,7 +378,9 @@ impl State {
             return Err(Refusal::new(RefusalReason::CheckFailed, text));
         }
         let Some(up) = &mut self.up else { return Err(self.not_ready()) };
-        pods::check(&mut up.dataplane, &pod).map_err(|error| Refusal::new(RefusalReason::CheckFailed, with_causes(&error)))?;
+        pods::check(&mut up.dataplane, &pod).map_err(|error| {
+            Refusal::new(RefusalReason::CheckFailed, format!("{}: delete and add the pod", with_causes(&error)))
+        })?;
         Ok(added(&pod, up.dataplane.config.mtu))
     }
 
