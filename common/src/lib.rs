@@ -19,6 +19,7 @@ pub mod icmp;
 pub mod maps;
 pub mod net;
 pub mod service;
+pub mod tcp;
 pub mod timeout;
 pub mod verdict;
 pub mod vxlan;

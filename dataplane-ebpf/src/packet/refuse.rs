@@ -1,20 +1,25 @@
-//! Turning a packet into the ICMP error that refuses it.
+//! Turning a packet into what refuses it: an ICMP error, or for a SYN to a closed port a reset.
+//!
+//! The kernel forgets an ICMP error about a connection whose `connect()` is still under way on the same CPU (`sock_owned_by_user`,
+//! net/ipv4/tcp_ipv4.c), as it is when the answer comes out of the very call; a reset waits.
 
 use shunt_common::{
     icmp,
     net::{Family, Ip4, V4, proto},
+    tcp,
     verdict::DropReason,
 };
 
 use super::{
     parse::Ipv4Header,
-    rewrite::fold32,
+    rewrite::{difference, fold32, ipv4},
     skb::{Changed, ETH_LEN, Skb},
 };
 
 /// What a family must know to refuse a packet.
 pub(crate) trait Refusal: Family {
-    /// Makes the packet a destination unreachable from its destination to its source, code as for IPv4. `mtu` goes with "too big".
+    /// Makes the packet a destination unreachable from its destination to its source, code as for IPv4, or a reset if it is a SYN to a
+    /// port that is unreachable. `mtu` goes with "too big".
     /// Fails if the packet is too short to quote.
     fn refuse(skb: Skb, code: u8, mtu: u16) -> Changed;
 }
@@ -28,11 +33,32 @@ impl Refusal for V4 {
             return Err(DropReason::Malformed);
         }
         if ip.proto == proto::TCP {
+            if code == icmp::unreachable::PORT {
+                let header: [u32; 4] = skb.read(TCP).ok_or(DropReason::Malformed)?;
+                if let Some(answer) = tcp::reset(header) {
+                    return reset(skb, &ip, &header, &answer);
+                }
+            }
             answer::<10>(skb, &ip, code, mtu, icmp::quote::TCP)
         } else {
             answer::<7>(skb, &ip, code, mtu, icmp::quote::SHORT)
         }
     }
+}
+
+/// Where the TCP header of a packet without IP options begins, and where it keeps its checksum.
+const TCP: u64 = ETH_LEN + 20;
+const TCP_CHECK: u64 = TCP + 16;
+
+/// Turns a SYN around. Swapped addresses and ports leave both checksums as they are.
+#[inline(always)]
+fn reset(skb: Skb, ip: &Ipv4Header, from: &[u32; 4], to: &[u32; 4]) -> Changed {
+    let changed = difference(from[1], to[1]) + difference(from[2], to[2]) + difference(from[3], to[3]);
+    skb.fix_l4(TCP_CHECK, fold32(changed), false, false)?;
+    skb.write(TCP, *to)?;
+    skb.write(ETH_LEN + ipv4::SRC, ip.dst)?;
+    skb.write(ETH_LEN + ipv4::DST, ip.src)?;
+    skb.swap_macs()
 }
 
 /// Cuts the packet to its quote of `WORDS` words and puts the error in front.

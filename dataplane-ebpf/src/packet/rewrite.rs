@@ -13,12 +13,12 @@ use super::{
 };
 
 /// Offsets in the IPv4 header (RFC 791).
-mod ipv4 {
-    pub(super) const TOS: u64 = 1;
-    pub(super) const TTL: u64 = 8;
-    pub(super) const CHECK: u64 = 10;
-    pub(super) const SRC: u64 = 12;
-    pub(super) const DST: u64 = 16;
+pub(super) mod ipv4 {
+    pub(in crate::packet) const TOS: u64 = 1;
+    pub(in crate::packet) const TTL: u64 = 8;
+    pub(in crate::packet) const CHECK: u64 = 10;
+    pub(in crate::packet) const SRC: u64 = 12;
+    pub(in crate::packet) const DST: u64 = 16;
 }
 
 /// What a family must know to rewrite its header.
@@ -46,7 +46,7 @@ fn check_field(protocol: u8) -> Option<(u64, bool)> {
 
 /// The difference that a changed 32-bit word makes to a sum.
 #[inline(always)]
-const fn difference(from: u32, to: u32) -> u64 {
+pub(super) const fn difference(from: u32, to: u32) -> u64 {
     (!from) as u64 + to as u64
 }
 

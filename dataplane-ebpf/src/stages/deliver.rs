@@ -38,15 +38,22 @@ pub(crate) fn to_pod(skb: Skb, hook: Hook, ifindex: u32, mac: Mac) -> Verdict {
 }
 
 /// Through the tunnel.
+///
+/// A packet of the host still carries the route that led it to `shunt0`, and one that has to wait for the neighbour's address is sent by
+/// that route afterwards, with the wrong Ethernet header: it needs a route of its own.
 #[inline(always)]
-pub(crate) fn to_tunnel<F: Ip>(skb: Skb, flow: &Flow<F>, underlay: Ip4, vtep: Mac) -> Verdict {
+pub(crate) fn to_tunnel<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, underlay: Ip4, vtep: Mac) -> Verdict {
     if let Err(reason) = tunnel::push(skb, flow.tos, underlay, vtep) {
         return Verdict::Drop(reason);
     }
     count(Counter::ToTunnel);
     let ifindex = node!(underlay_ifindex);
     let on_link = (underlay.be ^ node!(node_ip).be) & node!(underlay_mask).be == 0;
-    if on_link { skb.redirect_neigh(ifindex, AF_INET, [underlay.be, 0, 0, 0]) } else { skb.redirect_routed(ifindex) }
+    if on_link && !hook.egress {
+        skb.redirect_neigh(ifindex, AF_INET, [underlay.be, 0, 0, 0])
+    } else {
+        skb.redirect_routed(ifindex)
+    }
 }
 
 /// To the host's stack. On ingress that is where a passed packet goes; what leaves `shunt0` or came through the tunnel enters again at
@@ -88,6 +95,10 @@ pub(crate) fn to_outside<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Verdict
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             count(Counter::ToOutside);
+            if hook.egress {
+                // As for the tunnel.
+                return skb.redirect_routed(params.ifindex);
+            }
             // SAFETY: the look-up replaced the destination by the next hop.
             let next_hop = unsafe { params.__bindgen_anon_4.ipv6_dst };
             skb.redirect_neigh(params.ifindex, params.family, next_hop)

@@ -188,7 +188,7 @@ fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, next: Next) 
     }
     ControlFlow::Continue(match next {
         Next::Pod { ifindex, mac } => deliver::to_pod(skb, hook, ifindex, mac),
-        Next::Tunnel { underlay, vtep } => deliver::to_tunnel(skb, flow, underlay, vtep),
+        Next::Tunnel { underlay, vtep } => deliver::to_tunnel(skb, hook, flow, underlay, vtep),
         Next::Outside => {
             let leaving = Flow { tuple: *to, ..*flow };
             deliver::to_outside(skb, hook, &leaving)

@@ -3,6 +3,7 @@
 use shunt_common::net::proto;
 
 use crate::{
+    from_pod::reset,
     harness::{
         Dataplane, HAIRPIN, NODE_IP, OUTSIDE, POD, POD_MAC, REMOTE_POD, TUNNEL_MAC, VIP,
         Verdict::{Drop, Redirect},
@@ -68,7 +69,9 @@ fn the_node_reaches_itself_through_a_service() {
 fn a_service_without_endpoints_refuses_the_host_too() {
     let mut dataplane = Dataplane::new();
     dataplane.service(VIP, 80, proto::TCP, &[]);
-    let outcome = dataplane.run(PROGRAM, &tcp(NODE_IP, 40_000, VIP, 80, SYN).bytes());
+    let syn = tcp(NODE_IP, 40_000, VIP, 80, SYN);
+    dataplane.run(PROGRAM, &syn.bytes()).is(Redirect, &reset(&syn), &["no_endpoints", "refused"]);
+    let outcome = dataplane.run(PROGRAM, &tcp(NODE_IP, 40_000, VIP, 80, ACK).bytes());
     assert_eq!(outcome.verdict, Redirect);
     assert_eq!(outcome.counted.keys().copied().collect::<Vec<_>>(), ["no_endpoints", "refused"]);
     assert_eq!(outcome.packet[26..34], [10, 96, 0, 10, 192, 0, 2, 1]);

@@ -168,21 +168,42 @@ fn refusal(about: &Packet, code: u8) -> Vec<u8> {
     answer.macs(dst, src).bytes()
 }
 
+/// What refuses a SYN: a reset from its destination that acknowledges it, with Ethernet ends swapped.
+pub(crate) fn reset(syn: &Packet) -> Vec<u8> {
+    let mut bytes = syn.bytes();
+    for (one, other, len) in [(0, 6, 6), (26, 30, 4), (34, 36, 2)] {
+        let (front, back) = bytes.split_at_mut(other);
+        front[one..one + len].swap_with_slice(&mut back[..len]);
+    }
+    let seq = u32::from_be_bytes([bytes[38], bytes[39], bytes[40], bytes[41]]);
+    bytes[42..46].copy_from_slice(&(seq + 1).to_be_bytes());
+    bytes[38..42].fill(0);
+    bytes[47] = RST | ACK;
+    bytes[48..52].fill(0);
+    let covered = [&bytes[26..34], &[0, 6, 0, (bytes.len() - 34) as u8], &bytes[34..]].concat();
+    bytes[50..52].copy_from_slice(&shunt_common::checksum::of(&covered).to_ne_bytes());
+    bytes
+}
+
 #[test]
 fn a_service_without_endpoints_refuses_and_keeps_nothing() {
     let mut dataplane = Dataplane::new();
     dataplane.service(VIP, 80, proto::TCP, &[]);
     dataplane.service(VIP, 53, proto::UDP, &[]);
     for (packet, reason) in [
-        (tcp(POD, 1, VIP, 80, SYN), "no_endpoints"),
+        (tcp(POD, 1, VIP, 80, ACK), "no_endpoints"),
         (udp(POD, 1, VIP, 53), "no_endpoints"),
-        (tcp(POD, 1, VIP, 81, SYN), "service_port_undefined"),
+        (tcp(POD, 1, VIP, 81, SYN | ACK), "service_port_undefined"),
         // The protocol is part of the key.
         (udp(POD, 1, VIP, 80), "service_port_undefined"),
         (echo(POD, VIP, 8, 1), "service_port_undefined"),
     ] {
         let outcome = dataplane.run(PROGRAM, &packet.bytes());
         outcome.is(Redirect, &refusal(&packet, 3), &[reason, "refused"]);
+    }
+    for (port, reason) in [(80, "no_endpoints"), (81, "service_port_undefined")] {
+        let syn = tcp(POD, 1, VIP, port, SYN);
+        dataplane.run(PROGRAM, &syn.bytes()).is(Redirect, &reset(&syn), &[reason, "refused"]);
     }
     let with_options = udp(POD, 1, VIP, 53).options(&[7, 4, 4, 0]).bytes();
     dataplane.run(PROGRAM, &with_options).is(Drop, &with_options, &["no_endpoints"]);
