@@ -10,15 +10,11 @@ use rtnetlink::{
         RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkMessage},
-        route::RouteProtocol,
     },
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{
-    links::TUNNEL,
-    routes::{HOST_END, PROTOCOL},
-};
+use super::{links::TUNNEL, routes::HOST_END};
 
 /// What happened, and so what has to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +28,6 @@ pub enum Change {
     },
     /// An address came or went.
     Address,
-    /// One of our routes was removed.
-    RouteLost,
 }
 
 /// Reports changes until the receiver is dropped. Changes may be reported that don't matter, and several as one; the receiver looks
@@ -42,7 +36,9 @@ pub enum Change {
 /// # Errors
 /// The kernel refuses the subscription, or ends it.
 pub async fn run(changes: Sender<Change>) -> io::Result<()> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+    // Not routes: ten thousand of our own on a start would flood this socket, and others' may change without end. Ours are looked at
+    // now and then.
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
     let (connection, _handle, mut messages) = new_multicast_connection(&groups)?;
     let pump = tokio::spawn(connection);
     while let Some((message, _)) = messages.next().await {
@@ -63,9 +59,6 @@ fn change_of(message: &RouteNetlinkMessage) -> Option<Change> {
         RouteNetlinkMessage::DelLink(link) => Some(Change::Device { name: name_of(link)?, gone: true }),
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) if !is_host_end(address) => {
             Some(Change::Address)
-        }
-        RouteNetlinkMessage::DelRoute(route) if route.header.protocol == RouteProtocol::Other(PROTOCOL) => {
-            Some(Change::RouteLost)
         }
         _ => None,
     }
@@ -89,7 +82,7 @@ impl Change {
     pub fn concerns_node(&self, underlay: &str) -> bool {
         match self {
             Self::Device { name, .. } => name == TUNNEL || name == underlay,
-            Self::Address | Self::RouteLost => true,
+            Self::Address => true,
         }
     }
 }
