@@ -349,7 +349,7 @@ impl Differ {
 fn full(map: &str, capacity: u32, needed: usize, object: String) -> Problem {
     let message = format!(
         "{map} is full: of its {capacity} entries too few are free for the {needed} that this takes; what was in force stays. Remove \
-         objects, or raise the map's capacity"
+         what is no longer needed, or build with a larger map (common/src/maps.rs)"
     );
     Problem { object: Some(object), message, ..Problem::default() }
 }

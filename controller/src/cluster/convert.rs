@@ -173,6 +173,18 @@ impl ApiObject {
     }
 }
 
+impl ApiObject {
+    /// What of it is accepted without effect yet: field (empty for all of it) and what happens instead.
+    #[must_use]
+    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        match self {
+            Self::NetworkPolicy(_) => vec![("", "is accepted, but policies are not enforced yet")],
+            Self::Service(it) => service::without_effect(it),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl Object {
     /// Brings a model to what this object says.
     pub fn put(self, id: &ObjectId, model: &mut Model, changes: &mut Changes) {

@@ -208,15 +208,12 @@ impl Store {
                 }
             };
             match object.convert(&id, &mut self.names) {
-                Ok(object) => {
-                    if id.kind == Kind::NetworkPolicy {
-                        contents.notices.push(about(
-                            Some(&id),
-                            None,
-                            "is accepted, but policies are not enforced yet".to_owned(),
-                        ));
+                Ok(meaning) => {
+                    for (field, message) in object.without_effect() {
+                        let field = (!field.is_empty()).then(|| locate(field.to_owned()));
+                        contents.notices.push(about(Some(&id), field, message.to_owned()));
                     }
-                    contents.objects.entry(id).or_default().push(((file.clone(), document.number, place as u32), object));
+                    contents.objects.entry(id).or_default().push(((file.clone(), document.number, place as u32), meaning));
                 }
                 Err(Refusal { field, message }) => {
                     contents.problems.push(about(Some(&id), Some(locate(field)), message));

@@ -117,7 +117,9 @@ impl Compiler {
     /// Contradictions between objects that are each valid, as of the last update.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        self.problems.values().cloned().collect()
+        let mut problems: Vec<Problem> = self.problems.values().cloned().collect();
+        problems.sort();
+        problems
     }
 
     /// Follows a change of the model. The patch names the keys of [`Self::desired`] whose value changed.

@@ -56,6 +56,22 @@ pub(super) fn convert(service: &core::Service, name: &ObjectName, names: &mut Na
     }))
 }
 
+/// What is asked for beyond a ClusterIP.
+pub(super) fn without_effect(service: &core::Service) -> Vec<(&'static str, &'static str)> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let is_exposed = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+    let has_external_ips = spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
+    let is_sticky = spec.session_affinity.as_deref() == Some("ClientIP");
+    [
+        (is_exposed, "spec.type", "is served at its ClusterIP; node ports and addresses of load balancers are not served yet"),
+        (has_external_ips, "spec.externalIPs", "is accepted, but these addresses are not served yet"),
+        (is_sticky, "spec.sessionAffinity", "is accepted, but each connection is still given any of the backends"),
+    ]
+    .into_iter()
+    .filter_map(|(applies, field, message)| applies.then_some((field, message)))
+    .collect()
+}
+
 /// Whether a traffic policy is `Local`.
 fn policy(text: Option<&str>, field: &str) -> Result<bool, Refusal> {
     match text {
