@@ -114,7 +114,11 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     let state = Arc::new(Mutex::new(State::new(options, ipam)));
     // Devices are watched before they are looked at, so that nothing is missed in between.
     let (sender, device_changes) = mpsc::channel(64);
-    let watch = tokio::spawn(watch::run(sender));
+    let watch = tokio::spawn(async move {
+        if let Err(error) = watch::run(sender).await {
+            tracing::warn!(%error, "devices cannot be watched: changes are found with the next look at everything");
+        }
+    });
     state.lock().await.cluster_changed(&source, &changes);
     let requests = tokio::spawn(server::serve(claim.listen()?, Arc::new(Requests(state.clone())), Limits::default()));
     let sweep = tokio::spawn(background::sweep(dir.clone(), state.clone()));

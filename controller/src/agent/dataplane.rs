@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    time::Instant,
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -14,7 +15,7 @@ use shunt_common::{
 };
 
 use crate::{
-    config::{AgentOptions, TunnelDecap},
+    config::{AgentOptions, PortRange, TunnelDecap},
     kernel::{
         bpf::BpfKernel,
         defrag,
@@ -107,6 +108,7 @@ impl Survey {
         let tunnel = links::ensure_tunnel(netlink, &spec)?;
         notes.extend(tunnel.without_gro);
         sysctl::apply(&sysctl::of_node(&underlay.name, TUNNEL))?;
+        notes.extend(local_ports_note(options.config.masquerade_ports, sysctl::local_port_range()));
         Via { tunnel: tunnel.index, node_ip: own.ip }.set_up(netlink, own.mac)?;
         let addresses = links::addresses(netlink)?;
         let config = NodeConfig {
@@ -125,6 +127,18 @@ impl Survey {
         let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
         Ok(Self { underlay, config, addresses, notes })
     }
+}
+
+/// What to say if sockets of the host take their ports where masqueraded flows do.
+fn local_ports_note(masquerade: PortRange, local: Option<(u16, u16)>) -> Option<String> {
+    let (first, last) = local?;
+    (masquerade.first <= last && first <= masquerade.last).then(|| {
+        format!(
+            "masqueradePorts {}-{} overlaps net.ipv4.ip_local_port_range {first}-{last}: connections of the host may fail now and then; \
+             change one of them",
+            masquerade.first, masquerade.last
+        )
+    })
 }
 
 /// The netmask with which the underlay holds the node's address; that of a single host if another interface holds it.
@@ -198,6 +212,7 @@ impl Dataplane {
     /// Puts the programs in force on the node's hooks and on those of the pods given, lets new maps take their places, and removes
     /// links that nothing needs any more. Only once the maps hold what they should.
     pub(super) fn take_over(&mut self, pods: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
+        let start = Instant::now();
         let mut wanted: BTreeSet<String> = [defrag::PIN.to_owned()].into();
         let underlay = (self.underlay.clone(), self.config.underlay_ifindex);
         let tunnel = (TUNNEL.to_owned(), self.config.tunnel_ifindex);
@@ -221,6 +236,7 @@ impl Dataplane {
                 }
             }
         }
+        tracing::info!(links = wanted.len() - 1, took = ?start.elapsed(), "programs are in force");
         if let Err(error) = defrag::ensure(&self.dir) {
             self.notes.push(with_causes(&error));
         }
@@ -311,6 +327,17 @@ mod tests {
         assert_eq!(mask(&[held(2, 24)], &underlay, ip), Ip4::new(255, 255, 255, 0));
         assert_eq!(mask(&[held(2, 0)], &underlay, ip), Ip4::UNSPECIFIED);
         assert_eq!(mask(&[held(1, 24)], &underlay, ip), Ip4::new(255, 255, 255, 255), "another interface holds it");
+    }
+
+    #[test]
+    fn ports_of_the_host_within_those_of_masquerading_are_told_of() {
+        let ours = PortRange { first: 10_000, last: 29_999 };
+        for (local, overlaps) in
+            [((32_768, 60_999), false), ((1024, 65_535), true), ((29_999, 40_000), true), ((1024, 9_999), false)]
+        {
+            assert_eq!(local_ports_note(ours, Some(local)).is_some(), overlaps, "{local:?}");
+        }
+        assert_eq!(local_ports_note(ours, None), None);
     }
 
     #[test]

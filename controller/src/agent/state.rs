@@ -242,7 +242,8 @@ impl State {
         for (pod, ifindex) in &survivors {
             pods::open(&mut dataplane, pod, *ifindex)?;
         }
-        let listeners = Listeners::open(&self.dir)?;
+        let listeners = Listeners::adopt(&self.dir)?;
+        listeners.set(self.listening())?;
         let pods = survivors.into_iter().map(|(pod, ifindex)| (pod.attachment.clone(), (pod.clone(), ifindex))).collect();
         self.up = Some(Up { dataplane, sync, pods, listeners });
         Ok(report)
@@ -301,6 +302,11 @@ impl State {
             // An error only says that the last listener has just left.
             let _ = self.events.send(MonitorEvent { unix_ms: unix_ms(), what });
         }
+    }
+
+    /// How many listen to events.
+    fn listening(&self) -> u32 {
+        u32::try_from(self.events.receiver_count()).unwrap_or(u32::MAX)
     }
 
     fn not_ready(&self) -> Refusal {
@@ -416,8 +422,7 @@ impl State {
     pub(super) fn monitor(&mut self) -> Result<broadcast::Receiver<MonitorEvent>, Refusal> {
         let receiver = self.events.subscribe();
         if let Some(up) = &self.up {
-            let count = u32::try_from(self.events.receiver_count()).unwrap_or(u32::MAX);
-            up.listeners.set(count).map_err(|error| failed(&error))?;
+            up.listeners.set(self.listening()).map_err(|error| failed(&error))?;
         }
         Ok(receiver)
     }

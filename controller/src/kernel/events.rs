@@ -18,20 +18,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Over the pinned map, which an earlier agent may have left at any number: nobody listens now.
+    /// Over the pinned map, which an earlier agent may have left at any number.
     ///
     /// # Errors
-    /// The map is missing or cannot be written.
-    pub fn open(dir: &PinDir) -> Result<Self, TableError> {
-        let listeners = Self::adopt(dir)?;
-        listeners.set(0)?;
-        Ok(listeners)
-    }
-
-    /// Over the pinned map as it is.
-    ///
-    /// # Errors
-    /// The map is missing.
+    /// The map is missing, or of another layout.
     pub fn adopt(dir: &PinDir) -> Result<Self, TableError> {
         Ok(Self { table: Table::open(&maps::LISTENERS, &dir.map(&maps::LISTENERS))? })
     }

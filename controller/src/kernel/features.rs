@@ -75,7 +75,7 @@ pub enum FeatureError {
     },
 }
 
-/// Checks kernel, capabilities, BTF and the cgroup directory.
+/// Checks kernel, capabilities and the cgroup directory.
 ///
 /// # Errors
 /// The first thing that is missing.

@@ -97,6 +97,14 @@ pub fn apply(settings: &[Sysctl]) -> Result<(), SysctlError> {
     Ok(())
 }
 
+/// The ports that the kernel gives to sockets that ask for none: first and last.
+#[must_use]
+pub fn local_port_range() -> Option<(u16, u16)> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    Some((ports.next()?.ok()?, ports.next()?.ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
