@@ -234,7 +234,7 @@ pub fn find_underlay(netlink: &mut Netlink, name: Option<&str>, node_ip: Ipv4Add
         (Some(name), holder) => {
             let link = links.iter().find(|link| link.name == name).ok_or_else(|| LinksError::UnknownInterface {
                 name: name.to_owned(),
-                present: links.iter().map(|link| link.name.clone()).collect(),
+                present: links.iter().filter(|link| !is_ours(link)).map(|link| link.name.clone()).collect(),
             })?;
             holder.map(|_| link)
         }
@@ -358,6 +358,10 @@ pub fn delete(netlink: &mut Netlink, index: u32, name: &str) -> Result<(), Links
         Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(netlink_error("remove", name)(error)),
         _ => Ok(()),
     }
+}
+
+fn is_ours(link: &Link) -> bool {
+    link.name == TUNNEL || is_pod_side(link)
 }
 
 /// Whether a device is the host side of a pod of ours, by name and kind.
