@@ -4,17 +4,19 @@ use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::Path,
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
+const MAP_CREATE: libc::c_long = 0;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const TYPE_SCHED_CLS: u32 = 3;
+const TYPE_PROG_ARRAY: u32 = 3;
 
 /// `union bpf_attr` of include/uapi/linux/bpf.h, as far as the commands above use it: 64-bit words, zero behind.
 type Attributes = [u64; 20];
@@ -70,18 +72,48 @@ impl Program {
 
     /// A TC program that returns `TC_ACT_OK` and does nothing.
     pub(crate) fn empty() -> Result<Self> {
-        // mov r0, 0; exit
-        let instructions: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
-        let mut attributes = [0; 20];
-        attributes[0] = pair(TYPE_SCHED_CLS, instructions.len() as u32);
-        attributes[1] = instructions.as_ptr() as u64;
-        attributes[2] = c"GPL".as_ptr() as u64;
-        // SAFETY: the instructions and the licence live until after the call.
-        Ok(Self(owned(unsafe { bpf(PROG_LOAD, &mut attributes) }.context("cannot load an empty program")?)))
+        Self::load(&[instruction(MOV_NUMBER, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)])
     }
 
-    /// Runs it once on a frame as if it came in by an interface of the calling thread's namespace; what it took.
-    pub(crate) fn run(&self, frame: &[u8], ifindex: u32) -> Result<Duration> {
+    /// A TC program that makes a packet `frame` again where a translation of it differs, then goes on to a program of an array.
+    pub(crate) fn restoring(frame: &[u8], programs: &ProgramArray, index: u32) -> Result<Self> {
+        let word = |at: usize| frame.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+        let mut code = vec![
+            instruction(MOV, 6, 1, 0, 0),
+            // struct __sk_buff: data and data_end.
+            instruction(LOAD_WORD, 2, 1, 76, 0),
+            instruction(LOAD_WORD, 3, 1, 80, 0),
+            instruction(MOV, 4, 2, 0, 0),
+            instruction(ADD_NUMBER, 4, 0, 0, 54),
+            instruction(JUMP_IF_GREATER, 4, 3, 10, 0),
+        ];
+        // TTL, protocol and checksum; both addresses; both ports; the TCP checksum with the window in front of it.
+        for at in [22, 26, 30, 34, 48] {
+            code.push(instruction(STORE_WORD, 2, 0, at as i16, word(at).context("the frame is too short")?));
+        }
+        code.extend([
+            instruction(MOV, 1, 6, 0, 0),
+            instruction(LOAD_MAP, 2, PSEUDO_MAP_FD, 0, programs.0.as_raw_fd()),
+            0,
+            instruction(MOV_NUMBER, 3, 0, 0, index.cast_signed()),
+            instruction(CALL, 0, 0, 0, TAIL_CALL),
+            instruction(MOV_NUMBER, 0, 0, 0, 0),
+            instruction(EXIT, 0, 0, 0, 0),
+        ]);
+        Self::load(&code)
+    }
+
+    fn load(code: &[u64]) -> Result<Self> {
+        let mut attributes = [0; 20];
+        attributes[0] = pair(TYPE_SCHED_CLS, code.len() as u32);
+        attributes[1] = code.as_ptr() as u64;
+        attributes[2] = c"GPL".as_ptr() as u64;
+        // SAFETY: the instructions and the licence live until after the call.
+        Ok(Self(owned(unsafe { bpf(PROG_LOAD, &mut attributes) }.context("cannot load a program")?)))
+    }
+
+    /// Runs it many times on one packet, as if it came in by an interface of the calling thread's namespace; nanoseconds for one run.
+    pub(crate) fn run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<u32> {
         // struct __sk_buff: ifindex is the eleventh word.
         let mut context = [0u32; 48];
         context[10] = ifindex;
@@ -91,12 +123,56 @@ impl Program {
         attributes[1] = pair(frame.len() as u32, out.len() as u32);
         attributes[2] = frame.as_ptr() as u64;
         attributes[3] = out.as_mut_ptr() as u64;
-        attributes[4] = pair(1, 0);
+        attributes[4] = pair(repeat, 0);
         attributes[5] = pair(size_of_val(&context) as u32, 0);
         attributes[6] = context.as_ptr() as u64;
         // SAFETY: both buffers and the context are valid for the stated lengths.
         unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.context("the test run failed")?;
         let [.., a, b, c, d] = attributes[4].to_ne_bytes();
-        Ok(Duration::from_nanos(u64::from(u32::from_ne_bytes([a, b, c, d]))))
+        Ok(u32::from_ne_bytes([a, b, c, d]))
     }
+}
+
+/// Programs to go on to (`BPF_MAP_TYPE_PROG_ARRAY`).
+pub(crate) struct ProgramArray(OwnedFd);
+
+impl ProgramArray {
+    /// Of these programs.
+    pub(crate) fn of(programs: &[&Program]) -> Result<Self> {
+        let mut attributes = [0; 20];
+        attributes[0] = pair(TYPE_PROG_ARRAY, 4);
+        attributes[1] = pair(4, programs.len() as u32);
+        // SAFETY: no pointers.
+        let map = owned(unsafe { bpf(MAP_CREATE, &mut attributes) }.context("cannot make a program array")?);
+        for (index, program) in (0u32..).zip(programs) {
+            let value = program.0.as_raw_fd();
+            let mut attributes = [0; 20];
+            attributes[0] = pair(map.as_raw_fd().cast_unsigned(), 0);
+            attributes[1] = &raw const index as u64;
+            attributes[2] = &raw const value as u64;
+            // SAFETY: key and value live until after the call and have the sizes that the map was made with.
+            unsafe { bpf(MAP_UPDATE_ELEM, &mut attributes) }.context("cannot put a program into an array")?;
+        }
+        Ok(Self(map))
+    }
+}
+
+// Opcodes and numbers of include/uapi/linux/bpf.h.
+const LOAD_WORD: u8 = 0x61;
+const STORE_WORD: u8 = 0x62;
+const LOAD_MAP: u8 = 0x18;
+const PSEUDO_MAP_FD: u8 = 1;
+const ADD_NUMBER: u8 = 0x07;
+const MOV: u8 = 0xbf;
+const MOV_NUMBER: u8 = 0xb7;
+const JUMP_IF_GREATER: u8 = 0x2d;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+const TAIL_CALL: i32 = 12;
+
+/// `struct bpf_insn`.
+fn instruction(opcode: u8, to: u8, from: u8, offset: i16, number: i32) -> u64 {
+    let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
+    let ([a, b], [c, d, e, f]) = (offset.to_ne_bytes(), number.to_ne_bytes());
+    u64::from_ne_bytes([opcode, registers, a, b, c, d, e, f])
 }
