@@ -60,7 +60,7 @@ pub(super) fn decode(document: Document<'_>, syntax: Syntax) -> Vec<Item> {
     }
     let scanned = if syntax == Syntax::Yaml { header::scan(document.text) } else { None };
     if let Some(known) = scanned.and_then(|(api_version, kind)| Kind::of(api_version, kind))
-        && let Ok(object) = parse(known, document.text, syntax)
+        && let Some(object) = parse(known, document.text)
     {
         return alone(Content::Object(object));
     }
@@ -167,21 +167,19 @@ fn identity(kind: Kind, namespace: &str, name: &str) -> ObjectId {
     ObjectId { kind, name: ObjectName::new(namespace, name) }
 }
 
-fn parse(kind: Kind, text: &str, syntax: Syntax) -> Result<ApiObject, String> {
-    fn from<T: DeserializeOwned>(text: &str, syntax: Syntax) -> Result<Box<T>, String> {
-        match syntax {
-            Syntax::Yaml => serde_yaml::from_str(text).map(Box::new).map_err(|error| error.to_string()),
-            Syntax::Json => serde_json::from_str(text).map(Box::new).map_err(|error| error.to_string()),
-        }
+/// The quick way of the kinds that a cluster has thousands of; `None` sends everything else, and every fault, the slower way.
+///
+/// Each kind that is read by two ways is compiled twice, and these types are large.
+fn parse(kind: Kind, text: &str) -> Option<ApiObject> {
+    fn from<T: DeserializeOwned>(text: &str) -> Option<Box<T>> {
+        serde_yaml::from_str(text).ok().map(Box::new)
     }
-    Ok(match kind {
-        Kind::Node => ApiObject::Node(from(text, syntax)?),
-        Kind::Service => ApiObject::Service(from(text, syntax)?),
-        Kind::EndpointSlice => ApiObject::EndpointSlice(from(text, syntax)?),
-        Kind::Pod => ApiObject::Pod(from(text, syntax)?),
-        Kind::Namespace => ApiObject::Namespace(from(text, syntax)?),
-        Kind::NetworkPolicy => ApiObject::NetworkPolicy(from(text, syntax)?),
-    })
+    match kind {
+        Kind::Node => from(text).map(ApiObject::Node),
+        Kind::Service => from(text).map(ApiObject::Service),
+        Kind::EndpointSlice => from(text).map(ApiObject::EndpointSlice),
+        Kind::Pod | Kind::Namespace | Kind::NetworkPolicy => None,
+    }
 }
 
 /// Any document; an error says the line of the file.
