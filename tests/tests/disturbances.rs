@@ -1,0 +1,130 @@
+//! Somebody changes what the agent has set up on a node; the agent finds it and mends it.
+//!
+//! ```text
+//!   n1 -- pod a        n2 -- pod b (serves)
+//! ```
+
+use std::{fs, net::SocketAddrV4, time::Duration};
+
+use anyhow::{Result, ensure};
+use shunt_lab::{
+    lab::{Lab, eventually},
+    pod::Pod,
+    service::{Service, TARGET, serve_pod, tcp_answer},
+    topology::PAIR,
+    traffic::echo::Server,
+};
+
+/// The agent is told of devices at once, and looks at everything else every 30 s.
+const MENDED: Duration = Duration::from_secs(40);
+
+struct Scene {
+    lab: Lab,
+    a: Pod,
+    b: Pod,
+    service: Service,
+    _servers: [Server; 2],
+}
+
+impl Scene {
+    fn build() -> Result<Self> {
+        let lab = Lab::build(&PAIR)?;
+        let (a, b) = (lab.pod("n1", "a")?, lab.pod("n2", "b")?);
+        let servers = serve_pod(&b)?;
+        let service = Service::create(&lab, "web", 10, &[&b])?;
+        Ok(Self { lab, a, b, service, _servers: servers })
+    }
+
+    /// The pod and its node reach the other pod, directly and through the Service.
+    fn works(&self) -> Result<()> {
+        for from in [&self.a.netns, &self.lab.node("n1").netns] {
+            tcp_answer(from, SocketAddrV4::new(self.b.address, TARGET))?;
+            tcp_answer(from, self.service.vip)?;
+        }
+        Ok(())
+    }
+
+    fn is_mended(&self) -> Result<()> {
+        eventually(MENDED, || self.works())?;
+        self.lab.node("n1").wait_ready()
+    }
+
+    fn links(&self) -> Result<Vec<String>> {
+        let names = fs::read_dir(self.lab.node("n1").pin_dir().join("links"))?;
+        let mut names: Vec<String> = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+}
+
+#[test]
+fn a_removed_tunnel_device_is_made_again() -> Result<()> {
+    let scene = Scene::build()?;
+    let node = scene.lab.node("n1");
+    let before = node.netns.ifindex("shunt0")?;
+    node.netns.ip("link delete shunt0")?;
+    scene.is_mended()?;
+    ensure!(node.netns.ifindex("shunt0")? != before);
+    ensure!(node.netns.ip("route show 169.254.1.2")?.contains("shunt0"));
+    Ok(())
+}
+
+#[test]
+fn an_underlay_that_was_down_leads_on_and_no_link_is_lost() -> Result<()> {
+    let scene = Scene::build()?;
+    let before = scene.links()?;
+    let node = scene.lab.node("n1");
+    node.netns.ip("link set eth0 down")?;
+    node.netns.ip("link set eth0 up")?;
+    scene.is_mended()?;
+    ensure!(scene.links()? == before, "{:?} instead of {before:?}", scene.links()?);
+    Ok(())
+}
+
+#[test]
+fn an_address_that_the_node_lost_is_missed_and_taken_up_again() -> Result<()> {
+    let scene = Scene::build()?;
+    let node = scene.lab.node("n1");
+    let (address, uplink) = (node.address(), "eth0");
+    let held = node.netns.ip(&format!("-oneline address show dev {uplink}"))?;
+    let prefix = held.split_whitespace().find(|word| word.starts_with(&format!("{address}/"))).unwrap_or_default().to_owned();
+    node.netns.ip(&format!("address delete {prefix} dev {uplink}"))?;
+    eventually(MENDED, || {
+        let reasons = node.status()?.reasons;
+        ensure!(reasons.iter().any(|reason| reason.contains(&address.to_string())), "{reasons:?}");
+        Ok(())
+    })?;
+    node.netns.ip(&format!("address add {prefix} dev {uplink}"))?;
+    scene.is_mended()
+}
+
+#[test]
+fn flushed_routes_neighbours_and_lost_links_are_put_back() -> Result<()> {
+    let scene = Scene::build()?;
+    let node = scene.lab.node("n1");
+    let before = scene.links()?;
+    node.netns.ip("route flush proto 83")?;
+    node.netns.ip("neighbour flush dev shunt0 nud permanent")?;
+    for name in &before {
+        fs::remove_file(node.pin_dir().join("links").join(name))?;
+    }
+    scene.is_mended()?;
+    eventually(MENDED, || {
+        ensure!(scene.links()? == before, "{:?} instead of {before:?}", scene.links()?);
+        ensure!(node.netns.ip(&format!("route show {}", scene.a.address))?.contains("proto 83"), "no route to the pod");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_that_vanished_without_a_word_leaves_nothing_in_the_dataplane() -> Result<()> {
+    let scene = Scene::build()?;
+    let node = scene.lab.node("n1");
+    scene.a.netns.ip("link delete eth0")?;
+    eventually(MENDED, || {
+        let addresses = node.kernel()?.addresses()?;
+        ensure!(!addresses.iter().any(|(address, _)| *address == scene.a.address.into()), "its address is still there");
+        ensure!(scene.links()?.iter().all(|name| !name.contains("_pod_")), "{:?}", scene.links()?);
+        Ok(())
+    })
+}
