@@ -64,7 +64,7 @@ const NULL: u32 = u32::MAX - 1;
 #[inline(never)]
 extern "C" fn open_flow_v4(opening: *mut Opening<V4>) -> u32 {
     // SAFETY: not null as checked; the verifier holds the caller to a whole, initialised `Opening`.
-    unsafe { opening.as_mut() }.map_or(NULL, |opening| snat::try_open(opening))
+    unsafe { opening.as_mut() }.map_or(NULL, snat::try_open)
 }
 
 #[unsafe(no_mangle)]

@@ -40,11 +40,11 @@ fn act(skb: Skb, hook: Hook, stage: Stage<Verdict>) -> i32 {
     let (ControlFlow::Continue(verdict) | ControlFlow::Break(verdict)) = stage;
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Redirect => TC_ACT_REDIRECT as i32,
-        Verdict::Counted => TC_ACT_SHOT as i32,
+        Verdict::Redirect => TC_ACT_REDIRECT,
+        Verdict::Counted => TC_ACT_SHOT,
         Verdict::Drop(reason) => {
             count::drop(skb, reason, hook.program);
-            TC_ACT_SHOT as i32
+            TC_ACT_SHOT
         }
     }
 }
