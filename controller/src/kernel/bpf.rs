@@ -72,11 +72,6 @@ impl BpfKernel {
         self.via
     }
 
-    /// Lets host routes lead elsewhere from now on: `shunt0` was made anew, or the node's address has changed.
-    pub fn set_via(&mut self, via: Via) {
-        self.via = via;
-    }
-
     /// Carries out steps of one kind.
     fn carry_out_run(&mut self, steps: &[Step]) -> Result<(), (usize, BpfError)> {
         let maps = &self.maps;

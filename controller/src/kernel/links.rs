@@ -170,23 +170,11 @@ pub fn list(netlink: &mut Netlink) -> Result<Vec<Link>, LinksError> {
 /// # Errors
 /// What the kernel answers, unless it is that there is none.
 pub fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, LinksError> {
-    get(netlink, LinkUnspec::new_with_name(name).build(), name)
-}
-
-/// The device of this index.
-///
-/// # Errors
-/// What the kernel answers, unless it is that there is none.
-pub fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, LinksError> {
-    get(netlink, LinkUnspec::new_with_index(index).build(), &format!("the device of index {index}"))
-}
-
-fn get(netlink: &mut Netlink, message: LinkMessage, object: &str) -> Result<Option<Link>, LinksError> {
-    match netlink.get(RouteNetlinkMessage::GetLink(message)) {
+    match netlink.get(RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build())) {
         Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::of(&message))),
         Ok(_) => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-        Err(error) => Err(netlink_error("look up", object)(error)),
+        Err(error) => Err(netlink_error("look up", name)(error)),
     }
 }
 
@@ -337,16 +325,6 @@ fn vxlan(spec: &TunnelSpec) -> LinkMessage {
 
 fn create(netlink: &mut Netlink, message: LinkMessage) -> io::Result<()> {
     netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// Sets a device up.
-///
-/// # Errors
-/// What the kernel answers.
-pub fn set_up(netlink: &mut Netlink, index: u32, name: &str) -> Result<(), LinksError> {
-    netlink
-        .request(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build()), 0)
-        .map_err(netlink_error("set up", name))
 }
 
 /// Removes a device; one that is gone already is no error.
