@@ -47,7 +47,7 @@ pub const fn ecn_after(inner: u8, outer: u8) -> Option<u8> {
     }
 }
 
-/// Everything between the outer Ethernet header and the inner IP header, as 32-bit words and the 16-bit ends of the MACs.
+/// Everything between the outer Ethernet header and the inner IP header.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
     /// Total length of the outer IPv4 packet in bytes.
@@ -73,56 +73,34 @@ pub struct Outer {
 }
 
 impl Outer {
-    /// The header's [`OVERHEAD`] bytes as 16-bit words in wire order. The UDP checksum is zero (RFC 7348 section 5).
+    /// The header as 32-bit words as stored, without the inner `EtherType` that ends it. The UDP checksum is zero (RFC 7348 section 5).
     #[must_use]
     #[inline(always)]
-    pub const fn words(&self) -> [u16; 25] {
+    pub const fn words(&self) -> [u32; 12] {
         let udp_len = self.total_len.wrapping_sub(20);
-        let vni = vni_be(self.vni).to_ne_bytes();
-        let src = self.src.be.to_ne_bytes();
-        let dst = self.dst.be.to_ne_bytes();
-        let version_tos = 0x4500u16 | self.tos as u16;
-        let ttl_proto = 0x4011u16;
-        let src_high = u16::from_ne_bytes([src[0], src[1]]);
-        let src_low = u16::from_ne_bytes([src[2], src[3]]);
-        let dst_high = u16::from_ne_bytes([dst[0], dst[1]]);
-        let dst_low = u16::from_ne_bytes([dst[2], dst[3]]);
-        let sum = version_tos.to_be() as u64
-            + self.total_len.to_be() as u64
-            + self.id.to_be() as u64
-            + ttl_proto.to_be() as u64
-            + src_high as u64
-            + src_low as u64
-            + dst_high as u64
-            + dst_low as u64;
-        let to = self.inner_dst.bytes;
-        let from = self.inner_src.bytes;
+        let first = (0x4500_0000_u32 | (self.tos as u32) << 16 | self.total_len as u32).to_be();
+        let second = ((self.id as u32) << 16).to_be();
+        // TTL 64, UDP.
+        let third = 0x4011_0000_u32.to_be();
+        let sum = first as u64 + second as u64 + third as u64 + self.src.be as u64 + self.dst.be as u64;
+        let [c0, c1] = (!checksum::fold(sum)).to_ne_bytes();
+        let [s0, s1] = self.sport.be.to_ne_bytes();
+        let [d0, d1] = self.dport.be.to_ne_bytes();
+        let [.., t4, t5] = self.inner_dst.bytes;
+        let [f0, f1, f2, f3, f4, f5] = self.inner_src.bytes;
         [
-            version_tos.to_be(),
-            self.total_len.to_be(),
-            self.id.to_be(),
-            0,
-            ttl_proto.to_be(),
-            !checksum::fold(sum),
-            src_high,
-            src_low,
-            dst_high,
-            dst_low,
-            self.sport.be,
-            self.dport.be,
-            udp_len.to_be(),
-            0,
-            0x0800u16.to_be(),
-            0,
-            u16::from_ne_bytes([vni[0], vni[1]]),
-            u16::from_ne_bytes([vni[2], vni[3]]),
-            u16::from_ne_bytes([to[0], to[1]]),
-            u16::from_ne_bytes([to[2], to[3]]),
-            u16::from_ne_bytes([to[4], to[5]]),
-            u16::from_ne_bytes([from[0], from[1]]),
-            u16::from_ne_bytes([from[2], from[3]]),
-            u16::from_ne_bytes([from[4], from[5]]),
-            0x0800u16.to_be(),
+            first,
+            second,
+            third | u32::from_ne_bytes([0, 0, c0, c1]),
+            self.src.be,
+            self.dst.be,
+            u32::from_ne_bytes([s0, s1, d0, d1]),
+            ((udp_len as u32) << 16).to_be(),
+            FLAGS_BE,
+            vni_be(self.vni),
+            self.inner_dst.head(),
+            u32::from_ne_bytes([t4, t5, f0, f1]),
+            u32::from_ne_bytes([f2, f3, f4, f5]),
         ]
     }
 }
@@ -145,13 +123,13 @@ mod tests {
             inner_src: Mac { bytes: [2, 0, 0, 0, 0, 1] },
             inner_dst: Mac { bytes: [2, 0, 0, 0, 0, 2] },
         };
-        let bytes: [u8; OVERHEAD as usize] = core::array::from_fn(|i| outer.words()[i / 2].to_ne_bytes()[i % 2]);
+        let bytes: [u8; OVERHEAD as usize - 2] = core::array::from_fn(|i| outer.words()[i / 4].to_ne_bytes()[i % 4]);
         assert_eq!(&bytes[..10], &[0x45, 0x02, 0, 134, 0x12, 0x34, 0, 0, 64, 17]);
         assert_eq!(checksum::of(&bytes[..20]), 0, "a valid header sums to zero");
         assert_eq!(&bytes[12..20], &[192, 0, 2, 1, 192, 0, 2, 2]);
         assert_eq!(&bytes[20..28], &[0xc3, 0x50, 0x21, 0x18, 0, 114, 0, 0]);
         assert_eq!(&bytes[28..36], &[8, 0, 0, 0, 0, 0, 1, 0]);
-        assert_eq!(&bytes[36..], &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
+        assert_eq!(&bytes[36..], &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub(crate) fn push(skb: Skb, tos: u8, underlay: Ip4, vtep: Mac) -> Changed {
         inner_src: node!(tunnel_mac),
         inner_dst: vtep,
     };
-    skb.write(ETH_LEN, outer.words())
+    skb.write(ETH_LEN, outer.words())?;
+    skb.write(ETH_LEN + vxlan::OVERHEAD as u64 - 2, 0x0800u16.to_be())
 }
 
 /// What the outer headers of a tunnel packet say.

@@ -1,7 +1,7 @@
 //! `from_pod`: what a pod sends.
 
 use shunt_common::{
-    address::{Route, route},
+    address::{Address, Route, kind, route},
     net::{Ip4, Mac, proto},
     service::{Service, flags, state},
     verdict::Counter,
@@ -9,8 +9,9 @@ use shunt_common::{
 
 use crate::{
     harness::{
-        Dataplane, GATEWAY, NODE_IP, OTHER_POD, OUTSIDE, PEER_IP, POD, REMOTE_POD, VIP,
+        Dataplane, GATEWAY, NODE_IP, OTHER_POD, OUTSIDE, PEER_IP, PEER_MAC, POD, REMOTE_POD, VIP,
         Verdict::{Drop, Pass, Redirect},
+        address,
     },
     packet::{ACK, ETHERNET, FIN, Packet, RST, SYN, echo, error, raw, tcp, udp},
 };
@@ -486,4 +487,35 @@ fn a_fin_from_both_sides_is_seen() {
     dataplane.run(PROGRAM, &tcp(POD, 5, OTHER_POD, 6, FIN | ACK).bytes());
     let original = dataplane.flows().into_iter().find(|(key, _)| key.dport.to_host() == 6).expect("the flow");
     assert_eq!(original.1.seen, shunt_common::conntrack::seen::ANY | shunt_common::conntrack::seen::FIN);
+}
+
+#[test]
+fn a_flow_under_way_follows_its_pod_when_that_moves() {
+    let mut dataplane = Dataplane::new();
+    dataplane.service(VIP, 80, proto::TCP, &[(OTHER_POD, 8080)]);
+    let direct = udp(POD, 7, OTHER_POD, 7);
+    let through = tcp(POD, 40_000, VIP, 80, ACK);
+    for packet in [&direct, &tcp(POD, 40_000, VIP, 80, SYN), &through] {
+        dataplane.run(PROGRAM, &packet.bytes());
+    }
+    // Its address is another node's now.
+    let moved = Address { underlay: Ip4::new(192, 0, 2, 2), mac: Mac { bytes: PEER_MAC }, ..address(kind::NODE) };
+    dataplane.address(OTHER_POD, moved);
+    dataplane.begin_epoch();
+    for packet in [direct, through] {
+        dataplane.run(PROGRAM, &packet.bytes()).tunnelled(0, &["to_tunnel"], &ETHERNET);
+    }
+}
+
+#[test]
+fn what_a_flow_remembers_is_no_licence_to_spoof() {
+    let mut dataplane = Dataplane::new();
+    let packet = tcp(POD, 7, OTHER_POD, 7, SYN);
+    dataplane.run(PROGRAM, &packet.bytes());
+    let next = tcp(POD, 7, OTHER_POD, 7, ACK).bytes();
+    assert_eq!(dataplane.run(PROGRAM, &next).verdict, Redirect);
+    // The address went to a pod on another interface; the old one goes on sending.
+    dataplane.address(POD, Address { ifindex: 99, ..address(kind::POD) });
+    dataplane.begin_epoch();
+    dataplane.run(PROGRAM, &next).is(Drop, &next, &["source_spoofed"]);
 }

@@ -140,6 +140,13 @@ impl Dataplane {
         map.set(id, Backend { addr: ip4(addr), port: Port::from_host(port), state, generation }, 0).expect("a backend");
     }
 
+    /// Says that addresses or routes have changed, as the agent does.
+    pub(crate) fn begin_epoch(&mut self) {
+        let mut epoch: Array<_, u32> = self.map("EPOCH");
+        let now = epoch.get(&0, 0).expect("an epoch");
+        epoch.set(0, now + 1, 0).expect("an epoch");
+    }
+
     /// All tracked flows.
     pub(crate) fn flows(&mut self) -> Vec<(CtKey<V4>, CtEntry<V4>)> {
         let map: HashMap<_, CtKey<V4>, CtEntry<V4>> = self.map("CONNTRACK");
@@ -197,7 +204,7 @@ impl Dataplane {
     }
 }
 
-fn address(kind: u32) -> Address {
+pub(crate) fn address(kind: u32) -> Address {
     Address { kind, ifindex: IFINDEX, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 }
 }
 
