@@ -55,7 +55,7 @@ impl Capture {
         let file = lab_dir.join(format!("{}-{interface}.pcap", netns.name()));
         let mut command = netns.command("tcpdump");
         command
-            .args(["-n", "-U", "--immediate-mode", "-s", "0", "-B", "32768", "-Z", "root", "-i", interface, "-w"])
+            .args(["-n", "-U", "--immediate-mode", "-s", "2048", "-B", "65536", "-Z", "root", "-i", interface, "-w"])
             .arg(&file)
             .arg(filter);
         let child =

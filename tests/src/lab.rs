@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::ErrorKind,
+    io::{ErrorKind, Write as _},
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
@@ -159,7 +159,8 @@ impl Lab {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 other => other.with_context(|| format!("cannot make {}", dir.display()))?,
             }
-            let Some(lock) = lock(&dir)? else { continue };
+            let Some(mut lock) = lock(&dir)? else { continue };
+            write!(lock, "{}", std::process::id())?;
             let cluster = Cluster::new(&dir.join("cluster"))?;
             own().insert(id.clone());
             return Ok(Self {
@@ -292,6 +293,12 @@ pub fn eventually<T>(within: Duration, mut attempt: impl FnMut() -> Result<T>) -
 #[must_use]
 pub fn address_of(number: u8) -> Ipv4Addr {
     node_address(number)
+}
+
+/// The process that built a lab.
+#[must_use]
+pub fn owner(id: &str) -> Option<u32> {
+    fs::read_to_string(Path::new(REGISTRY).join(id).join(OWNER)).ok()?.parse().ok()
 }
 
 /// Ids of labs that stand, and whether they are kept.

@@ -4,7 +4,7 @@
 //!   n1 -- pods a (client), b        n2 -- pod c
 //! ```
 
-use std::{fs, net::SocketAddrV4, thread, time::Duration};
+use std::{fs, net::SocketAddrV4, path::Path, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use shunt_lab::{
@@ -201,6 +201,20 @@ fn the_directory_is_watched_however_files_are_written() -> Result<()> {
     fs::rename(&file, lab.dir().join("away.yaml"))?;
     lab.cluster.put_text("other-name.yaml", &only(b.address)?)?;
     answered_by("b")
+}
+
+#[test]
+fn the_examples_are_accepted() -> Result<()> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/examples");
+    let mut lab = Lab::wired(&PAIR)?;
+    let n1 = lab.node_mut("n1");
+    fs::copy(examples.join("agent.yaml"), n1.config_file())?;
+    n1.start_agent_on(Some(&examples.join("cluster")))?;
+    n1.wait_ready()?;
+    let status = n1.status()?;
+    ensure!(status.problems.is_empty() && status.reasons.is_empty(), "{status:?}");
+    ensure!(status.counts.nodes == 2 && status.counts.services == 3 && status.counts.backends == 4, "{:?}", status.counts);
+    Ok(())
 }
 
 #[test]

@@ -1,12 +1,17 @@
-//! The lab itself, with nodes of the plain kernel alone: what it proves about us later rests on it being right.
+//! The lab itself, with nodes of the plain kernel: what it proves about us elsewhere rests on it being right. And the demo on it.
 //!
 //! ```text
 //!   pod a 10.244.1.10 -- f1 ===vxlan=== f2 -- pod b 10.244.2.10
 //! ```
 
-use std::{net::SocketAddrV4, path::Path, time::Duration};
+use std::{
+    net::SocketAddrV4,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use shunt_lab::{
     capture::Capture,
     lab::{self, Lab},
@@ -94,5 +99,32 @@ fn a_sweep_spares_labs_whose_owner_lives() -> Result<()> {
     let lab = Lab::build(&PLAIN_PAIR)?;
     lab::sweep();
     ensure!(lab.dir().exists() && !netns::names_with(&format!("{}-", lab.name())).is_empty());
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_owner_left_is_swept_up() -> Result<()> {
+    let mut owner = Command::new(env!("CARGO_BIN_EXE_shunt-lab")).arg("demo").stdout(Stdio::null()).spawn()?;
+    let owned = || lab::standing().into_iter().map(|(id, _)| id).find(|id| lab::owner(id) == Some(owner.id()));
+    let id = lab::eventually(Duration::from_secs(20), || {
+        let id = owned().context("no lab yet")?;
+        // Far enough that there are processes and pins too.
+        ensure!(Path::new("/sys/fs/bpf").join(format!("shl-{id}/n2/links")).exists(), "no links yet");
+        Ok(id)
+    })?;
+    owner.kill()?;
+    owner.wait()?;
+    lab::sweep();
+    ensure!(netns::names_with(&format!("shl-{id}-")).is_empty(), "namespaces are left");
+    ensure!(!Path::new("/sys/fs/bpf").join(format!("shl-{id}")).exists(), "pins are left");
+    ensure!(!lab::standing().iter().any(|(standing, _)| *standing == id), "files are left");
+    Ok(())
+}
+
+#[test]
+fn the_demo_passes_its_own_checks() -> Result<()> {
+    let output = Command::new(env!("CARGO_BIN_EXE_shunt-lab")).arg("demo").stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && text.contains("All checks passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
