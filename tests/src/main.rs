@@ -1,6 +1,11 @@
 //! `shunt-lab`: shows, keeps and measures labs. `cargo xtask demo|lab|bench|load` builds and calls it.
 
-use std::{net::SocketAddrV4, process::ExitCode, thread};
+use std::{
+    net::SocketAddrV4,
+    process::ExitCode,
+    sync::atomic::{AtomicI32, Ordering},
+    thread,
+};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -78,22 +83,27 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Down { lab } => standing::down(lab.as_deref()),
         Command::List => standing::list(),
         Command::Exec { place, command } => standing::exec(&place, &command),
-        Command::Load { underlay } => standing::load(underlay.as_deref()),
+        Command::Load { underlay } => {
+            ON_SIGNAL.store(0, Ordering::Relaxed);
+            standing::load(underlay.as_deref())
+        }
         Command::Serve { name, address } => standing::serve(&name, address),
         Command::Bench(options) => bench::run(&options),
     }
 }
 
+/// The exit code after a signal: a command was interrupted, unless a signal is how it ends.
+static ON_SIGNAL: AtomicI32 = AtomicI32::new(130);
+
 /// On SIGINT, SIGTERM and SIGHUP, removes our labs and ends. Signals are blocked first, so that every thread inherits it.
 fn clean_up_on_signals() -> Result<()> {
-    const INTERRUPTED: i32 = 130;
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block()?;
     thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
             eprintln!("\n{signal}: cleaning up");
             lab::remove_own();
-            std::process::exit(INTERRUPTED);
+            std::process::exit(ON_SIGNAL.load(Ordering::Relaxed));
         }
     });
     Ok(())

@@ -27,5 +27,5 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let (shunt, lab) = build::shunt_and_lab(Profile::Release)?;
     let mut bench = Command::new(&lab);
     bench.arg("bench").args(&args.options).env("SHUNT_BIN", shunt).env("PATH", machine::path_with(&lab));
-    run::hand_over(&mut bench)
+    run::become_program(&mut bench)
 }

@@ -30,5 +30,5 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if args.keep {
         demo.arg("--keep");
     }
-    run::hand_over(&mut demo)
+    run::become_program(&mut demo)
 }

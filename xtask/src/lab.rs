@@ -27,5 +27,5 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let (shunt, lab) = build::shunt_and_lab(Profile::Release)?;
     let mut command = Command::new(&lab);
     command.args(&args.command).env("SHUNT_BIN", shunt).env("PATH", machine::path_with(&lab));
-    run::hand_over(&mut command)
+    run::become_program(&mut command)
 }

@@ -30,5 +30,5 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if let Some(underlay) = &args.underlay {
         load.args(["--underlay", underlay]);
     }
-    run::hand_over(&mut load)
+    run::become_program(&mut load)
 }

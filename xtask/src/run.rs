@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     fmt::Write as _,
     io::{self, IsTerminal},
+    os::unix::process::CommandExt as _,
     process::{Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
@@ -62,16 +63,13 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end with our own stdin, stdout and stderr: for what talks to the user.
+/// Becomes another program, for what talks to the user: Ctrl-C reaches it alone, and its exit code is ours.
 ///
 /// # Errors
-/// It could not be started or did not succeed.
-pub(crate) fn hand_over(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
-    if !status.success() {
-        bail!("`{}` failed ({status})", shown(command));
-    }
-    Ok(())
+/// It could not be started; otherwise this doesn't return.
+pub(crate) fn become_program(command: &mut Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start `{}`", shown(command)))
 }
 
 /// What a command prints on stdout, `None` if it cannot be started or fails.
