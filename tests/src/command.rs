@@ -1,12 +1,24 @@
 //! Running programs of the machine, with errors that say what was run and what it said.
 
 use std::{
+    env,
+    ffi::OsStr,
     fmt::Write as _,
     io::Write as _,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+
+/// A program of the machine. Those of root are found also when `PATH` leaves their directories out, as a user's or a service's does.
+#[must_use]
+pub fn program(name: &OsStr) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).map(|dir| dir.join(name));
+    let found = if Path::new(name).components().count() == 1 { places.find(|file| file.is_file()) } else { None };
+    found.unwrap_or_else(|| PathBuf::from(name))
+}
 
 /// A command as one could type it.
 #[must_use]

@@ -379,7 +379,8 @@ fn bpffs() -> Result<PathBuf> {
     if statfs(&path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
         return Ok(path);
     }
-    command::run(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS])).context("cannot mount the BPF filesystem")?;
+    command::run(Command::new(command::program("mount".as_ref())).args(["-t", "bpf", "bpf", BPFFS]))
+        .context("cannot mount the BPF filesystem")?;
     Ok(path)
 }
 

@@ -35,7 +35,8 @@ impl Netns {
     /// # Errors
     /// It exists already, or we may not.
     pub fn create(name: &str) -> Result<Self> {
-        command::run(Command::new("ip").args(["netns", "add", name])).context("cannot make a network namespace")?;
+        command::run(Command::new(command::program("ip".as_ref())).args(["netns", "add", name]))
+            .context("cannot make a network namespace")?;
         let netns = Self::open(name)?;
         netns.ip("link set lo up")?;
         Ok(netns)
@@ -109,7 +110,7 @@ impl Netns {
     /// A command that will run inside, as a process of the lab.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
+        let mut command = Command::new(command::program(program.as_ref()));
         let netns = self.file.as_raw_fd();
         let cgroup = self.cgroup.as_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec only system calls are made, on descriptors that `self` keeps open in the parent until
@@ -189,5 +190,5 @@ pub fn names_with(prefix: &str) -> Vec<String> {
 /// There is none of that name.
 pub fn remove(name: &str) -> Result<()> {
     ensure!(name.starts_with(crate::lab::PREFIX), "{name} is no namespace of a lab");
-    command::run(Command::new("ip").args(["netns", "del", name])).map(drop)
+    command::run(Command::new(command::program("ip".as_ref())).args(["netns", "del", name])).map(drop)
 }

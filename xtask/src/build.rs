@@ -67,7 +67,8 @@ pub(crate) fn ebpf() -> Result<PathBuf> {
 /// A build failed or a tool is missing.
 pub(crate) fn shunt(profile: Profile) -> Result<PathBuf> {
     ebpf()?;
-    user(profile, "shunt")
+    user(profile, &["shunt"])?;
+    Ok(binary(profile, "shunt"))
 }
 
 /// Builds everything and says where `shunt` and `shunt-lab` are.
@@ -75,18 +76,27 @@ pub(crate) fn shunt(profile: Profile) -> Result<PathBuf> {
 /// # Errors
 /// A build failed or a tool is missing.
 pub(crate) fn shunt_and_lab(profile: Profile) -> Result<(PathBuf, PathBuf)> {
-    Ok((shunt(profile)?, user(profile, "shunt-lab")?))
+    ebpf()?;
+    // At once: cargo chooses features of dependencies by what is built together, and would build some twice.
+    user(profile, &["shunt", "shunt-lab"])?;
+    Ok((binary(profile, "shunt"), binary(profile, "shunt-lab")))
 }
 
-fn user(profile: Profile, binary: &str) -> Result<PathBuf> {
-    section(&format!("Build: {binary}"));
+fn user(profile: Profile, binaries: &[&str]) -> Result<()> {
+    section(&format!("Build: {}", binaries.join(", ")));
     let mut command = user_cargo("build");
-    command.args(["--package", binary, "--bin", binary]);
+    for binary in binaries {
+        command.args(["--package", binary, "--bin", binary]);
+    }
     if profile == Profile::Release {
         command.arg("--release");
     }
-    run::run(&mut command)?;
-    Ok(workspace::target_dir().join(workspace::user_target()).join(profile.dir()).join(binary))
+    run::run(&mut command)
+}
+
+/// Where a binary of the user side is once it is built.
+pub(crate) fn binary(profile: Profile, name: &str) -> PathBuf {
+    workspace::target_dir().join(workspace::user_target()).join(profile.dir()).join(name)
 }
 
 /// A cargo command for the user side, linked statically.

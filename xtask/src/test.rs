@@ -40,19 +40,22 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if !args.no_lint && args.filter.is_none() {
         timed("lint", &mut lint::all)?;
     }
-    let shunt = build::shunt(Profile::Debug)?;
+    // All packages in every call, so that cargo chooses the same features each time and builds nothing twice.
+    timed("build", &mut || {
+        build::ebpf()?;
+        section("Build: shunt and all tests");
+        run::run(build::user_cargo("test").arg("--no-run"))
+    })?;
     let filter = args.filter.as_deref();
     timed("unit tests", &mut || {
         section("Test: units, properties, goldens");
-        let mut tests = build::user_cargo("test");
-        tests.args(["--package", "xtask", "--package", "shunt-common", "--package", "shunt"]);
-        run::run(tests.arg("--").args(filter))
+        run::run(build::user_cargo("test").args(["--lib", "--bins", "--"]).args(filter))
     })?;
     timed("packets and lab", &mut || {
-        section("Test: packets through the programs, and nodes in a lab");
+        section("Test: the binary, packets through the programs, nodes in a lab");
         let mut tests = build::user_cargo("test");
-        tests.args(["--package", "shunt-lab", "--no-fail-fast"]).env("SHUNT_BIN", &shunt);
-        run::run(tests.args(["--", "--test-threads=2"]).args(filter))
+        tests.env("SHUNT_BIN", build::binary(Profile::Debug, "shunt"));
+        run::run(tests.args(["--test", "*", "--no-fail-fast", "--", "--test-threads=2"]).args(filter))
     })?;
 
     section("Passed");
