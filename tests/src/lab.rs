@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{ErrorKind, Write as _},
+    io::Write as _,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
@@ -155,12 +155,15 @@ impl Lab {
             let mixed = (std::process::id() ^ now).wrapping_add(count + attempt).wrapping_mul(0x9e37_79b9);
             let id = format!("{:04x}", mixed >> 16);
             let dir = Path::new(REGISTRY).join(&id);
-            match DirBuilder::new().create(&dir) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                other => other.with_context(|| format!("cannot make {}", dir.display()))?,
-            }
-            let Some(mut lock) = lock(&dir)? else { continue };
+            // Locked before a sweeper can see it.
+            let hidden = Path::new(REGISTRY).join(format!(".{id}-{}", std::process::id()));
+            DirBuilder::new().create(&hidden).with_context(|| format!("cannot make {}", hidden.display()))?;
+            let mut lock = lock(&hidden)?.with_context(|| format!("{} is in use", hidden.display()))?;
             write!(lock, "{}", std::process::id())?;
+            if dir.exists() || fs::rename(&hidden, &dir).is_err() {
+                fs::remove_dir_all(&hidden)?;
+                continue;
+            }
             let cluster = Cluster::new(&dir.join("cluster"))?;
             own().insert(id.clone());
             return Ok(Self {
@@ -308,6 +311,7 @@ pub fn standing() -> Vec<(String, bool)> {
     let mut labs: Vec<_> = dir
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|id| !id.starts_with('.'))
         .map(|id| (id.clone(), Path::new(REGISTRY).join(id).join(KEPT).exists()))
         .collect();
     labs.sort();

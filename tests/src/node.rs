@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use shunt::{
     kernel::{pins::PinDir, read::Reader},
     socket::{client::Client, protocol::Status},
@@ -253,22 +253,6 @@ impl Node {
     pub fn status(&self) -> Result<Status> {
         let mut client = Client::connect(&self.socket(), Duration::from_secs(2))?;
         Ok(client.status()?)
-    }
-
-    /// Whether the agent has read and applied everything that was written to a cluster state until now.
-    ///
-    /// # Errors
-    /// It has not yet, or doesn't answer.
-    pub fn settled(&self, cluster: &Path) -> Result<()> {
-        let mut newest = fs::metadata(cluster)?.modified()?;
-        for entry in fs::read_dir(cluster)? {
-            newest = newest.max(entry?.metadata()?.modified()?);
-        }
-        let written = newest.duration_since(SystemTime::UNIX_EPOCH)?.as_micros();
-        let sync = self.status()?.last_sync.context("the agent has applied nothing yet")?;
-        let began = u128::from(sync.at_unix_ms + 1) * 1000 - u128::from(sync.duration_us);
-        ensure!(began >= written, "the agent of {} last looked before the latest change", self.name);
-        Ok(())
     }
 
     /// Packets dropped for a reason until now.

@@ -1,16 +1,19 @@
 //! A Service with servers behind it, as most tests need one.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use shunt_common::net::proto;
 
 use crate::{
     cluster::{Endpoint, Port},
     lab::{Lab, eventually},
     netns::Netns,
+    node::Node,
     pod::Pod,
     traffic::echo::{Answer, Server, ask_tcp, ask_udp},
 };
@@ -78,9 +81,36 @@ impl Service {
     /// It doesn't come into force.
     pub fn set(&self, lab: &Lab, ports: &[Port], endpoints: &[Endpoint]) -> Result<()> {
         lab.cluster.put_endpoints(&self.name, ports, endpoints)?;
-        for node in &lab.nodes {
-            eventually(SOON, || node.settled(lab.cluster.dir()))?;
+        let ready = endpoints.iter().any(|endpoint| endpoint.ready);
+        let serving = || endpoints.iter().filter(|endpoint| endpoint.ready || !ready);
+        for port in PORTS {
+            let targets = ports.iter().filter(|target| target.protocol == port.protocol).map(|target| target.target);
+            let wanted: BTreeSet<_> =
+                targets.flat_map(|target| serving().map(move |endpoint| SocketAddrV4::new(endpoint.address, target))).collect();
+            for node in &lab.nodes {
+                eventually(SOON, || self.in_force(node, port.protocol, &wanted))?;
+            }
         }
+        Ok(())
+    }
+
+    /// Whether the kernel of a node holds exactly these backends for one of the ports, and a route for the node's own processes.
+    fn in_force(&self, node: &Node, protocol: &str, wanted: &BTreeSet<SocketAddrV4>) -> Result<()> {
+        let number = if protocol == "TCP" { proto::TCP } else { proto::UDP };
+        let rows = node.kernel()?.services()?;
+        let row = rows.iter().find(|row| {
+            Ipv4Addr::from(row.key.addr) == *self.vip.ip() && row.key.port.to_host() == PORT && row.key.proto == number
+        });
+        let row = row.with_context(|| format!("{} {protocol} is not in the map of {}", self.vip, node.name))?;
+        let backends = row.backends.iter().map(|row| row.backend);
+        let held = backends.map(|backend| SocketAddrV4::new(backend.addr.into(), backend.port.to_host())).collect();
+        ensure!(*wanted == held, "{} {protocol} on {} leads to {held:?}, not to {wanted:?}", self.vip, node.name);
+        ensure!(
+            !node.netns.ip(&format!("route show {}", self.vip.ip()))?.is_empty(),
+            "no route to {} on {}",
+            self.vip,
+            node.name
+        );
         Ok(())
     }
 }
