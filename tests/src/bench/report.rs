@@ -103,7 +103,7 @@ impl Report {
 
     /// Prints the table and, last, `N rows, M short`.
     pub(crate) fn print(&self) {
-        println!("{:<44} {:>10} {:>10} {:>8} {:>8}", "", "goal", "measured", "min", "max");
+        println!("{:<50} {:>10} {:>10} {:>8} {:>8}", "", "goal", "measured", "min", "max");
         for row in &self.rows {
             println!("{}", row.line());
         }
@@ -114,7 +114,7 @@ impl Report {
 
 impl Row {
     fn line(&self) -> String {
-        let mut line = format!("{:<44}", self.name);
+        let mut line = format!("{:<50}", self.name);
         if let Some(figure) = self.figure {
             let measured = format!("{:.2}{}", figure.median, self.unit);
             let _ = write!(line, " {:>10} {measured:>10} {:>8.2} {:>8.2}", self.goal.shown(self.unit), figure.min, figure.max);
