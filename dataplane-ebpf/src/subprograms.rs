@@ -57,8 +57,8 @@ impl Subprograms for V4 {
     }
 }
 
-/// What a subprogram returns for a null pointer, which no caller passes.
-const NULL: u32 = u32::MAX - 1;
+/// What a subprogram returns for a null pointer, which no caller passes: no number that one of them returns otherwise.
+const NULL: u32 = u32::MAX - 2;
 
 #[unsafe(no_mangle)]
 #[inline(never)]

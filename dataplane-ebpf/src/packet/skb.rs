@@ -2,7 +2,7 @@
 //!
 //! On alignment: an IP header stands 14 bytes into a frame, so that its words are misaligned, which an instruction of this machine
 //! may be: the verifier allows it for packets where the CPU does (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS) and rejects the program
-//! elsewhere. Telling the compiler (`read_unaligned`) makes it take every word apart into bytes, at three times the cost of a packet.
+//! elsewhere. Telling the compiler (`read_unaligned`) makes it take every word apart into bytes.
 
 use aya_ebpf::{
     bindings::{
