@@ -13,6 +13,39 @@ pub mod link_local {
 }
 
 abi! {
+    /// Where the running kernel keeps the state of a packet's checksum, as its BTF says: the read-only global `SKB`.
+    pub struct SkbLayout {
+        /// 1 if the rest is known, and a packet's `struct sk_buff` can be reached; else the state is left to helpers.
+        pub known: u32,
+        /// Offset in bytes of the byte that holds the two bits of `ip_summed`.
+        pub ip_summed_byte: u32,
+        /// Where in that byte they begin.
+        pub ip_summed_shift: u32,
+    }
+}
+
+impl SkbLayout {
+    /// Nothing known.
+    pub const UNKNOWN: Self = Self { known: 0, ip_summed_byte: 0, ip_summed_shift: 0 };
+
+    /// Stands in the object file for the call that turns a context into its `struct sk_buff` (`bpf_cast_to_kern_ctx`, Linux 6.2): a helper of
+    /// this number doesn't exist. The loader puts in what the running kernel has.
+    pub const CAST: u32 = u32::from_be_bytes(*b"cast");
+}
+
+/// Values of `ip_summed` (include/linux/skbuff.h).
+pub mod ip_summed {
+    /// The checksum stands in the packet, unchecked.
+    pub const NONE: u8 = 0;
+    /// Likewise, and the device has found it right.
+    pub const UNNECESSARY: u8 = 1;
+    /// Likewise, and the sum of the whole packet is known beside it.
+    pub const COMPLETE: u8 = 2;
+    /// To be filled in by whoever sends the packet out.
+    pub const PARTIAL: u8 = 3;
+}
+
+abi! {
     /// Constants of this node. Loading programs anew replaces them atomically.
     pub struct NodeConfig {
         /// This node's address: outer source of the tunnel and source of what is masqueraded.

@@ -19,6 +19,26 @@ pub mod kind {
     pub const REPLY: u8 = 2;
 }
 
+/// Who translates the packets of a flow ([`CtEntry::translates`]).
+pub mod translates {
+    /// Nobody: they go on as they are.
+    pub const NOTHING: u8 = 0;
+    /// We do, as the entry says.
+    pub const HERE: u8 = 1;
+    /// The host's stack does, by a translation that it has known since before we came: its packets are left to it.
+    pub const STACK: u8 = 2;
+}
+
+/// What becomes of a packet of a flow that is not known, by index 0 of the map `TAKEOVER`.
+pub mod takeover {
+    /// We decide, as ever.
+    pub const NONE: u32 = 0;
+    /// It is left to the host's stack, which may know it, unless it begins a connection.
+    pub const TAKING: u32 = 1;
+    /// It is left to the host's stack in any case.
+    pub const GIVING_BACK: u32 = 2;
+}
+
 /// What was seen of packets under one entry ([`CtEntry::seen`]).
 pub mod seen {
     /// Any packet.
@@ -100,7 +120,7 @@ abi! {
         pub generation: u32,
         /// One of [`kind`].
         pub kind: u8,
-        /// 1 if the tuple that packets leave with differs from the key.
+        /// One of [`translates`]: `HERE` if the tuple that packets leave with differs from the key.
         pub translates: u8,
         /// Bits of [`seen`].
         pub seen: u8,
@@ -132,20 +152,21 @@ impl<F: Family> CtEntry<F> {
     #[must_use]
     #[inline(always)]
     pub fn original(original: &Tuple<F>, translated: &Tuple<F>, backend: u32, generation: u32, now: u32) -> Self {
-        Self {
-            src: translated.src,
-            dst: translated.dst,
-            sport: translated.sport,
-            dport: translated.dport,
-            last_seen: now,
-            backend,
-            generation,
-            kind: kind::ORIGINAL,
-            translates: (original != translated) as u8,
-            seen: seen::ANY,
-            reserved: 0,
-            hop: Hop::UNKNOWN,
-        }
+        let mut entry = Self::reply(original, translated, backend, generation, now);
+        entry.turn(original, translated);
+        entry
+    }
+
+    /// Makes a flow's [`reply`](Self::reply) the other half, in place: a program has no room for both.
+    #[inline(always)]
+    pub fn turn(&mut self, original: &Tuple<F>, translated: &Tuple<F>) {
+        self.src = translated.src;
+        self.dst = translated.dst;
+        self.sport = translated.sport;
+        self.dport = translated.dport;
+        self.kind = kind::ORIGINAL;
+        self.translates = (original != translated) as u8;
+        self.seen = seen::ANY;
     }
 
     /// The other entry of the flow, under the key of the answer to `translated`.
@@ -175,6 +196,12 @@ impl<F: Family> CtEntry<F> {
             (CtKey::of(original), Self::original(original, translated, backend, generation, now)),
             (CtKey::of(&translated.reversed()), Self::reply(original, translated, backend, generation, now)),
         ]
+    }
+
+    /// Both entries of a flow that the host's stack translates, from what it says of it.
+    #[must_use]
+    pub fn left_to_stack(original: &Tuple<F>, translated: &Tuple<F>, now: u32) -> [(CtKey<F>, Self); 2] {
+        Self::pair(original, translated, 0, 0, now).map(|(key, entry)| (key, Self { translates: translates::STACK, ..entry }))
     }
 
     /// The tuple that a packet under this entry leaves with.

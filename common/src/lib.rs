@@ -8,6 +8,7 @@
 mod abi;
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod icmp;
 pub mod maps;
 pub mod net;
 pub mod service;
+pub mod shortcut;
 pub mod tcp;
 pub mod timeout;
 pub mod verdict;

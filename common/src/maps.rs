@@ -3,6 +3,8 @@
 //! A pin is named `NAME_vVERSION`. Whoever changes the layout of a key or value, or what it means, raises the map's version: the
 //! agent then builds the new map beside the old one, fills it, swaps the programs, and removes the old pin.
 
+use crate::service::node_ports;
+
 /// A map as both sides know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSpec {
@@ -24,19 +26,29 @@ macro_rules! maps {
 
 maps! {
     /// Exact address -> [`Address`](crate::address::Address).
-    ADDRESSES v 1, 65_536;
+    ADDRESSES v 1, 131_072;
     /// Prefix -> [`Route`](crate::address::Route).
     ROUTES v 1, 16_384;
     /// Frontend -> [`Service`](crate::service::Service).
-    SERVICES v 1, 65_536;
+    SERVICES v 2, 131_072;
     /// Slot -> backend id.
     SLOTS v 1, 1_048_576;
     /// Backend id -> [`Backend`](crate::service::Backend).
-    BACKENDS v 1, 524_288;
+    BACKENDS v 2, 524_288;
+    /// [`node_port_bit`](crate::service::node_port_bit) -> whether some frontend at a node's address has the port.
+    NODE_PORTS v 1, node_ports::WORDS * node_ports::PROTOCOLS;
+    /// [`SourceRange`](crate::service::SourceRange) -> 1.
+    SOURCE_RANGES v 1, 65_536;
+    /// [`ServiceClient`](crate::service::ServiceClient) -> [`Affinity`](crate::affinity::Affinity).
+    AFFINITY v 1, 65_536;
     /// Canonical tuple -> [`CtEntry`](crate::conntrack::CtEntry).
     CONNTRACK v 1, 524_288;
     /// Index 0: counts changes to `ADDRESSES` and `ROUTES` that make a remembered [`Hop`](crate::conntrack::Hop) stale.
     EPOCH v 1, 1;
+    /// Hash of a tuple -> stamp of the latest change of `CONNTRACK` under one of that hash: what makes a [`Shortcut`](crate::shortcut::Shortcut) stale.
+    CHANGES v 1, crate::shortcut::STAMPS;
+    /// Index 0: one of [`takeover`](crate::conntrack::takeover).
+    TAKEOVER v 1, 1;
     /// Datagram -> [`Fragment`](crate::fragment::Fragment).
     FRAGMENTS v 1, 8_192;
     /// [`DropReason`](crate::verdict::DropReason) -> packets.

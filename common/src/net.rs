@@ -11,6 +11,9 @@ pub trait Family: Copy + Eq + Ord + fmt::Debug + core::hash::Hash + 'static {
 
     /// `EtherType` of the family (host order), IANA "IEEE 802 Numbers".
     const ETHERTYPE: u16;
+
+    /// 32 bits that depend on all of an address.
+    fn word(addr: Self::Addr) -> u32;
 }
 
 /// IPv4 (RFC 791).
@@ -20,6 +23,11 @@ pub struct V4;
 impl Family for V4 {
     type Addr = Ip4;
     const ETHERTYPE: u16 = 0x0800;
+
+    #[inline(always)]
+    fn word(addr: Ip4) -> u32 {
+        addr.be
+    }
 }
 
 abi! {

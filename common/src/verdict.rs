@@ -73,6 +73,8 @@ numbered! {
         PacketTooBig = 18, "packet_too_big", "Larger than the tunnel carries, where the host's stack could not answer it.";
         NoRoute = 19, "no_route", "No route leads to the destination.";
         RewriteFailed = 20, "rewrite_failed", "The kernel refused a change to the packet; usually out of memory.";
+        SourceNotAllowed = 21, "source_not_allowed", "The client is in none of the Service's loadBalancerSourceRanges.";
+        TtlExpired = 22, "ttl_expired", "The packet may go no hop further; the sender was told.";
     }
 }
 

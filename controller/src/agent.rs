@@ -4,13 +4,19 @@
 //! maps (adopted from an earlier agent, or made), what they should hold, and last the programs. From then on it follows changes, and
 //! looks at everything now and then. Nothing that fails later ends it: the reason shows in its status, and it is tried again.
 
+mod announcement;
 mod background;
 mod dataplane;
+mod drop_log;
 mod handler;
 mod health;
+mod installation;
+mod observe;
 mod pods;
+mod pulse;
 mod state;
 mod sync;
+mod takeover;
 
 use std::{
     io,
@@ -19,24 +25,29 @@ use std::{
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{Mutex, mpsc},
+    task::JoinHandle,
 };
 
-use self::{handler::Requests, state::State};
+use self::{handler::Requests, observe::Observer, pulse::Pulse, state::State, takeover::Takeover};
 use crate::{
-    cluster::{FileSource, OpenError},
+    cluster::{ConnectError, OpenError, Origin, Source},
     config::AgentOptions,
+    disk::DiskError,
+    ending::{Signals, ending},
+    install::{CniDirs, Installer, Record},
     ipam::{Ipam, IpamError},
     kernel::{
         features::{self, FeatureError},
         pins::PinDir,
         watch,
     },
+    metrics::instruments::Instruments,
     socket::{
         claim::{Claim, ClaimError, Holder},
         server::{self, Limits},
     },
+    takeover::TakeoverError,
 };
 
 /// Between looks at everything while all is well.
@@ -48,21 +59,33 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// Before a first try again, doubled each time up to [`CHECK`].
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why the agent did not start.
+/// For requests under way once the agent is to end: less than kubelet or systemd give, and enough for the second phase of an ADD.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why the agent did not start, or did not end in order.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The node does not offer what it must.
     #[error(transparent)]
     Feature(#[from] FeatureError),
+    /// The record of a takeover cannot be used.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// Another agent has the run directory.
     #[error(transparent)]
     Claim(#[from] ClaimError),
     /// No address book.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// What the agent changes on the node cannot be written down.
+    #[error(transparent)]
+    Record(#[from] DiskError),
     /// No cluster state.
     #[error(transparent)]
     ClusterState(#[from] OpenError),
+    /// No way to an API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The system refuses something basic.
     #[error("cannot {action}")]
     System {
@@ -72,12 +95,16 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// Told to end a second time.
+    #[error("ended at once by a second signal; requests under way may be cut off. The dataplane stays")]
+    Hurried,
 }
 
-/// Runs the agent until SIGTERM or SIGINT. The dataplane stays in place.
+/// Runs the agent until SIGTERM or SIGINT, then lets requests under way come to their end; a second signal ends it at once. The
+/// dataplane stays in place.
 ///
 /// # Errors
-/// It did not start.
+/// It did not start, or was told a second time to end.
 pub fn run(options: AgentOptions) -> Result<(), AgentError> {
     let system = |action| move |source| AgentError::System { action, source };
     // Two threads: requests are answered while the state is written.
@@ -93,8 +120,8 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
 
 async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     let system = |action| move |source| AgentError::System { action, source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
+    let mut signals = Signals::catch().map_err(system("catch SIGTERM and SIGINT"))?;
+    let origin = Origin::of(&options.source).await?;
     features::check(&options.cgroup)?;
     if let Some(at) = features::ensure_bpffs(&options.pin_dir)? {
         tracing::info!(at = %at.display(), "mounted a BPF filesystem for the pin directory");
@@ -107,11 +134,25 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     };
     let claim = Claim::take(&options.run_dir, &holder)?;
     let ipam = Ipam::open(&options.state_dir)?;
-    let (source, changes) = FileSource::open(&options.cluster_state)?;
+    let record = Record::open(&options.state_dir)?;
+    let takeover = Takeover::open(&options)?;
+    let (source, changes) = Source::open(&origin)?;
     let dir = PinDir::new(&options.pin_dir);
     tracing::info!(node = options.node_name, version = env!("CARGO_PKG_VERSION"), "the agent starts");
 
-    let state = Arc::new(Mutex::new(State::new(options, ipam)));
+    let (instruments, pulse) = (Arc::new(Instruments::default()), Arc::new(Pulse::new()));
+    let http_listen = options.config.http_listen;
+    let dirs = CniDirs { conf: options.config.cni_conf_dir.clone(), bin: options.config.cni_bin_dir.clone() };
+    let node_name = options.node_name.clone();
+    let installer = Installer::new(dirs, &options.run_dir, record.clone());
+    let state = State::new(options, ipam, record, takeover, source.watch_receptions(), instruments.clone());
+    let (facts, announced) = (state.facts(), state.facts());
+    let state = Arc::new(Mutex::new(state));
+    let (teller, ending) = ending();
+    let http = http_listen.map(|address| {
+        let observer = Observer::new(state.clone(), instruments.clone(), pulse.clone(), dir.clone());
+        tokio::spawn(observe::serve(address, observer, ending.clone()))
+    });
     // Devices are watched before they are looked at, so that nothing is missed in between.
     let (sender, device_changes) = mpsc::channel(64);
     let watch = tokio::spawn(async move {
@@ -119,28 +160,52 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
             tracing::warn!(%error, "devices cannot be watched: changes are found with the next look at everything");
         }
     });
+    pulse.beat();
     state.lock().await.cluster_changed(&source, &changes);
-    let requests = tokio::spawn(server::serve(claim.listen()?, Arc::new(Requests(state.clone())), Limits::default()));
-    let sweep = tokio::spawn(background::sweep(dir.clone(), state.clone()));
-    let drops = tokio::spawn(background::hand_on_drops(dir, state.clone()));
+    let handler = Arc::new(Requests { state: state.clone(), instruments: instruments.clone() });
+    let requests = tokio::spawn(server::serve(claim.listen()?, handler, Limits::default(), ending));
+    let mut background = vec![
+        tokio::spawn(background::sweep(dir.clone(), state.clone(), instruments)),
+        tokio::spawn(background::hand_on_drops(dir.clone(), state.clone())),
+        tokio::spawn(drop_log::run(dir)),
+        tokio::spawn(installation::keep(installer, facts, state.clone())),
+        watch,
+    ];
+    if let Some(client) = origin.client() {
+        let (client, name) = (client.clone(), node_name);
+        background.push(tokio::spawn(announcement::write_events(client.clone(), name.clone(), announced.clone())));
+        background.push(tokio::spawn(announcement::keep_node(client, name, announced, state.clone())));
+    }
     tokio::select! {
-        () = follow(source, device_changes, &state) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = follow(source, device_changes, &state, &pulse) => {}
+        () = signals.next() => {}
     }
     tracing::info!("the agent goes; the dataplane stays");
-    for task in [requests, sweep, drops] {
-        task.abort();
+    background.iter().for_each(JoinHandle::abort);
+    teller.tell();
+    tokio::select! {
+        () = end_in_order(requests, http) => Ok(()),
+        () = signals.next() => Err(AgentError::Hurried),
     }
-    watch.abort();
-    Ok(())
+}
+
+/// Waits for requests under way, and for the answers about health and metrics last.
+async fn end_in_order(mut requests: JoinHandle<()>, http: Option<JoinHandle<()>>) {
+    if tokio::time::timeout(GRACE, &mut requests).await.is_err() {
+        tracing::warn!("requests are still under way after {} s and are cut off: the runtime will ask again", GRACE.as_secs());
+    }
+    if let Some(http) = http {
+        // It bounds its own end.
+        let _ = http.await;
+    }
 }
 
 /// The loop: cluster state, devices, the clock.
-async fn follow(mut source: FileSource, mut devices: mpsc::Receiver<watch::Change>, state: &Mutex<State>) {
+async fn follow(mut source: Source, mut devices: mpsc::Receiver<watch::Change>, state: &Mutex<State>, pulse: &Pulse) {
     let mut retry = RETRY;
     let mut due = next_check(&mut retry, &*state.lock().await);
     loop {
+        pulse.beat();
         tokio::select! {
             changes = source.next() => {
                 let mut state = state.lock().await;

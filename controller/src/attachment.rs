@@ -59,6 +59,12 @@ impl Pod {
     pub fn title(&self) -> String {
         if self.pod.name.is_empty() { self.attachment.to_string() } else { format!("{}/{}", self.pod.namespace, self.pod.name) }
     }
+
+    /// Whether another network's plugin made its interfaces, and it was taken over while it ran.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.host_interface != self.attachment.host_interface()
+    }
 }
 
 /// Why a text cannot be part of a key.

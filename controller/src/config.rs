@@ -1,22 +1,25 @@
 //! The agent's settings: options of the command line and the YAML file of `--config`.
 
+mod values;
+
 use std::{
     fs, io,
-    net::IpAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use ipnet::Ipv4Net;
-use serde::de::DeserializeOwned;
 use serde_yaml::Value;
+
+use self::values::{absolute, cidrs, listen, node_port_addresses, ports, typed, word};
 
 /// What `shunt agent` was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentOptions {
     /// Name of this node's Node object.
     pub node_name: String,
-    /// Directory of Kubernetes YAML.
-    pub cluster_state: PathBuf,
+    /// Where cluster state comes from.
+    pub source: SourceOptions,
     /// The underlay interface; if unset, the one that holds the node's InternalIP.
     pub underlay: Option<String>,
     /// Of the socket and the lock.
@@ -27,8 +30,23 @@ pub struct AgentOptions {
     pub pin_dir: PathBuf,
     /// cgroup v2 directory of this node's processes.
     pub cgroup: PathBuf,
+    /// Whether what flannel and kube-proxy have on this node is to be taken over.
+    pub takeover: bool,
+    /// Where CNI's runtime and host-local keep what they have given to pods.
+    pub cni_state_dir: PathBuf,
     /// The YAML file's content.
     pub config: Config,
+}
+
+/// Where cluster state comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceOptions {
+    /// A directory of Kubernetes YAML.
+    Files(PathBuf),
+    /// The API server that the current context of a kubeconfig names.
+    Kubeconfig(PathBuf),
+    /// The API server of the cluster that the agent runs in as a pod, by the pod's service account.
+    InCluster,
 }
 
 /// Content of the YAML file; every key is optional.
@@ -48,6 +66,16 @@ pub struct Config {
     pub tunnel_decap: TunnelDecap,
     /// `conntrackMax`: tracked flows; the map holds two entries for each.
     pub conntrack_max: u32,
+    /// `httpListen`: where health and metrics are answered; `None` for nowhere.
+    pub http_listen: Option<SocketAddr>,
+    /// `cniConfDir`: where the CNI configuration is written when pods can be added; if unset, it is not.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// `cniBinDir`: where the CNI plugin is installed; if unset, it is not.
+    pub cni_bin_dir: Option<PathBuf>,
+    /// `nodePortAddresses`: at which of the node's addresses node ports are.
+    pub node_port_addresses: NodePortAddresses,
+    /// `loadBalancer`: how backends are chosen.
+    pub load_balancer: LoadBalancer,
     /// `logFormat`.
     pub log_format: LogFormat,
     /// `logLevel`: error, warn, info, debug or trace, or a filter as `info,shunt::cluster=debug`.
@@ -72,6 +100,24 @@ pub enum TunnelDecap {
     Xdp,
 }
 
+/// At which of a node's addresses node ports are; never at those of the loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// At the first address of the Node object.
+    Primary,
+    /// At all addresses of the node's interfaces within these prefixes.
+    Within(Vec<Ipv4Net>),
+}
+
+/// How a backend is chosen for a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadBalancer {
+    /// Evenly at random.
+    Random,
+    /// By the flow's hash over a Maglev table: the same backend whichever node is asked.
+    Maglev,
+}
+
 /// Shape of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -91,6 +137,11 @@ impl Default for Config {
             non_masquerade_cidrs: Vec::new(),
             tunnel_decap: TunnelDecap::Tc,
             conntrack_max: 262_144,
+            http_listen: Some((Ipv4Addr::LOCALHOST, 9466).into()),
+            cni_conf_dir: None,
+            cni_bin_dir: None,
+            node_port_addresses: NodePortAddresses::Primary,
+            load_balancer: LoadBalancer::Random,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -98,7 +149,7 @@ impl Default for Config {
 }
 
 /// Every key that the file may have.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 14] = [
     "vxlanPort",
     "vni",
     "mtu",
@@ -106,6 +157,11 @@ const KEYS: [&str; 9] = [
     "nonMasqueradeCIDRs",
     "tunnelDecap",
     "conntrackMax",
+    "httpListen",
+    "cniConfDir",
+    "cniBinDir",
+    "nodePortAddresses",
+    "loadBalancer",
     "logFormat",
     "logLevel",
 ];
@@ -188,13 +244,29 @@ impl Config {
             config.masquerade_ports = ports(value)?;
         }
         if let Some(value) = get("nonMasqueradeCIDRs") {
-            config.non_masquerade_cidrs = cidrs(value)?;
+            config.non_masquerade_cidrs = cidrs("nonMasqueradeCIDRs", value)?;
         }
         if let Some(value) = get("tunnelDecap") {
             config.tunnel_decap = word("tunnelDecap", &value, [("tc", TunnelDecap::Tc), ("xdp", TunnelDecap::Xdp)])?;
         }
         if let Some(value) = get("conntrackMax") {
             config.conntrack_max = typed("conntrackMax", value, "must be a number of flows from 1024 to 16777216")?;
+        }
+        if let Some(value) = get("httpListen") {
+            config.http_listen = listen(value)?;
+        }
+        if let Some(value) = get("cniConfDir") {
+            config.cni_conf_dir = Some(absolute("cniConfDir", value)?);
+        }
+        if let Some(value) = get("cniBinDir") {
+            config.cni_bin_dir = Some(absolute("cniBinDir", value)?);
+        }
+        if let Some(value) = get("nodePortAddresses") {
+            config.node_port_addresses = node_port_addresses(value)?;
+        }
+        if let Some(value) = get("loadBalancer") {
+            let words = [("random", LoadBalancer::Random), ("maglev", LoadBalancer::Maglev)];
+            config.load_balancer = word("loadBalancer", &value, words)?;
         }
         if let Some(value) = get("logFormat") {
             config.log_format = word("logFormat", &value, [("text", LogFormat::Text), ("json", LogFormat::Json)])?;
@@ -244,61 +316,6 @@ impl Config {
     }
 }
 
-fn typed<T: DeserializeOwned>(key: &'static str, value: Value, expected: &str) -> Result<T, ConfigError> {
-    let text = shown(&value);
-    serde_yaml::from_value(value).map_err(|_| ConfigError::Value { key, problem: format!("is {text}: it {expected}") })
-}
-
-fn word<T: Copy, const N: usize>(key: &'static str, value: &Value, words: [(&str, T); N]) -> Result<T, ConfigError> {
-    let found = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
-    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let choices = words.map(|(word, _)| format!("`{word}`")).join(" or ");
-        ConfigError::Value { key, problem: format!("is {}: it must be {choices}", shown(value)) }
-    })
-}
-
-fn ports(value: Value) -> Result<PortRange, ConfigError> {
-    let key = "masqueradePorts";
-    let expected = "must be two ports with a hyphen, like \"10000-29999\"";
-    let text: String = typed(key, value, expected)?;
-    let range = text
-        .split_once('-')
-        .and_then(|(first, last)| Some(PortRange { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? }));
-    range.ok_or_else(|| ConfigError::Value { key, problem: format!("is {text:?}: it {expected}") })
-}
-
-fn cidrs(value: Value) -> Result<Vec<Ipv4Net>, ConfigError> {
-    let key = "nonMasqueradeCIDRs";
-    let texts: Vec<String> = typed(key, value, "must be a list of prefixes, like [\"10.0.0.0/8\"]")?;
-    let mut nets = Vec::new();
-    for text in texts {
-        let refuse = |problem: &str| ConfigError::Value { key, problem: format!("has {text:?}: {problem}") };
-        let (address, length) = text.split_once('/').ok_or_else(|| refuse("a prefix needs a length, like 10.0.0.0/8"))?;
-        let net = match (address.parse(), length.parse::<u8>()) {
-            (Ok(IpAddr::V4(address)), Ok(length)) => {
-                Ipv4Net::new(address, length).map_err(|_| refuse("the length of an IPv4 prefix is 0 to 32"))?
-            }
-            (Ok(IpAddr::V6(_)), _) => return Err(refuse("IPv6 is not carried yet")),
-            _ => return Err(refuse("this is no prefix; want one like 10.0.0.0/8")),
-        };
-        if net.trunc() != net {
-            return Err(refuse(&format!("it has bits beyond its length; did you mean {}?", net.trunc())));
-        }
-        nets.push(net);
-    }
-    Ok(nets)
-}
-
-/// A value as one line of an error, cut short.
-fn shown(value: &Value) -> String {
-    let text = serde_yaml::to_string(value).unwrap_or_default();
-    let line = text.trim().replace('\n', " ");
-    match line.char_indices().nth(60) {
-        Some((end, _)) => format!("`{}...`", &line[..end]),
-        None => format!("`{line}`"),
-    }
-}
-
 /// The known key that is within a third of its length of edits, letter case aside.
 fn nearest_key(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase();
@@ -342,7 +359,8 @@ mod tests {
     fn everything_can_be_said() {
         let config = Config::parse(
             "vxlanPort: 4789\nvni: 7\nmtu: 1400\nmasqueradePorts: 20000-29999\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             tunnelDecap: xdp\nconntrackMax: 65536\nlogFormat: json\nlogLevel: info,shunt::cluster=debug\n",
+             tunnelDecap: xdp\nconntrackMax: 65536\nnodePortAddresses: [192.0.2.0/24]\nloadBalancer: maglev\nhttpListen: '[::]:9000'\n\
+             cniConfDir: /etc/cni/net.d\ncniBinDir: /opt/cni/bin\nlogFormat: json\nlogLevel: info,shunt::cluster=debug\n",
         )
         .unwrap();
         assert_eq!(
@@ -355,6 +373,11 @@ mod tests {
                 non_masquerade_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
                 tunnel_decap: TunnelDecap::Xdp,
                 conntrack_max: 65_536,
+                http_listen: Some("[::]:9000".parse().unwrap()),
+                cni_conf_dir: Some("/etc/cni/net.d".into()),
+                cni_bin_dir: Some("/opt/cni/bin".into()),
+                node_port_addresses: NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]),
+                load_balancer: LoadBalancer::Maglev,
                 log_format: LogFormat::Json,
                 log_level: "info,shunt::cluster=debug".to_owned(),
             }
@@ -396,12 +419,29 @@ mod tests {
             ("nonMasqueradeCIDRs: [all/0]", "no prefix"),
             ("tunnelDecap: ebpf", "`tunnelDecap` is `ebpf`: it must be `tc` or `xdp`"),
             ("conntrackMax: 1", "`conntrackMax` is 1"),
+            ("httpListen: 9466", "`httpListen` is `9466`: it must be an address and a port"),
+            ("httpListen: ':9466'", "write \"0.0.0.0:9466\""),
+            ("httpListen: 127.0.0.1:0", "`httpListen` is \"127.0.0.1:0\""),
+            ("httpListen: localhost:80", "`httpListen` is \"localhost:80\""),
+            ("cniConfDir: net.d", "`cniConfDir` is \"net.d\": it must be a directory's absolute path"),
+            ("cniBinDir: [/opt]", "`cniBinDir` is `- /opt`: it must be a directory's absolute path"),
+            ("nodePortAddresses: secondary", "`nodePortAddresses` is `secondary`: it must be `primary` or a list"),
+            ("nodePortAddresses: []", "`nodePortAddresses` is an empty list"),
+            ("nodePortAddresses: [127.0.0.0/8]", "no node ports at addresses of the loopback"),
+            ("nodePortAddresses: [192.0.2.1/24]", "`nodePortAddresses` has \"192.0.2.1/24\": it has bits beyond its length"),
+            ("loadBalancer: p2c", "`loadBalancer` is `p2c`: it must be `random` or `maglev`"),
             ("logFormat: xml", "`logFormat` is `xml`: it must be `text` or `json`"),
             ("logLevel: loud=very", "`logLevel` is \"loud=very\""),
         ] {
             let error = Config::parse(text).expect_err(text).to_string();
             assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
         }
+    }
+
+    #[test]
+    fn http_can_be_turned_off() {
+        assert_eq!(Config::parse("httpListen: ''").unwrap().http_listen, None);
+        assert_eq!(Config::parse("httpListen:").unwrap().http_listen, Config::default().http_listen);
     }
 
     #[test]

@@ -1,10 +1,15 @@
-//! Desired against actual, as ordered steps. The one place that gives out backend ids and slots.
+//! Desired against actual, as ordered steps. The one place that gives out backend ids, slots and numbers of Services.
 //!
-//! Order within a plan: backends, runs of slots, the Services that name them, then what leads packets to them; removal the other way
-//! round. So no step leaves a reference to what isn't there. What a plan releases is reused by the next one at the earliest.
+//! Order within a plan: backends, runs of slots, source ranges, the frontends that name them, then what leads packets to these; removal
+//! the other way round. So no step leaves a reference to what isn't there. What a plan releases is reused by the next one at the earliest.
 
 mod backends;
+mod frontends;
+mod groups;
+mod leads;
+mod maglev;
 mod runs;
+mod service_ids;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,13 +18,14 @@ use shunt_common::{
     address::{Address, Prefix, Route, kind},
     maps,
     net::{Ip4, V4},
-    service::{Service, ServiceKey, state},
+    service::{Run, ServiceKey, SourceRange},
 };
 
-use self::{backends::BackendIds, runs::Runs};
+use self::{backends::BackendIds, frontends::Row, groups::Placement, runs::Runs, service_ids::ServiceIds};
 use crate::{
-    compile::desired::{Desired, Frontend, Patch, Target},
+    compile::desired::{Desired, GroupKey, Patch, Target},
     kernel::step::{Actual, Step},
+    model::ObjectName,
     problem::Problem,
 };
 
@@ -36,6 +42,8 @@ pub struct Capacities {
     pub slots: u32,
     /// `BACKENDS`; index 0 is never used.
     pub backends: u32,
+    /// `SOURCE_RANGES`.
+    pub source_ranges: u32,
 }
 
 impl Capacities {
@@ -51,6 +59,7 @@ impl Default for Capacities {
             services: maps::SERVICES.capacity,
             slots: maps::SLOTS.capacity,
             backends: maps::BACKENDS.capacity,
+            source_ranges: maps::SOURCE_RANGES.capacity,
         }
     }
 }
@@ -73,31 +82,27 @@ pub struct Differ {
     addresses: BTreeMap<Ip4, Address>,
     routes: BTreeMap<Prefix<V4>, Route>,
     host_routes: BTreeSet<Ipv4Net>,
-    services: BTreeMap<ServiceKey<V4>, Placement>,
+    node_ports: BTreeMap<u32, u64>,
+    frontends: BTreeMap<ServiceKey<V4>, Row>,
+    groups: BTreeMap<GroupKey, Placement>,
+    /// Runs that were read back, until a group is found to be theirs.
+    found: BTreeMap<Run, Placement>,
     backends: BackendIds,
     runs: Runs,
+    ids: ServiceIds,
+    /// By the number of the Service.
+    source_ranges: BTreeMap<u32, BTreeSet<SourceRange<V4>>>,
     /// What found no room, tried again with every plan.
     refused: BTreeMap<Refused, Problem>,
 }
 
-/// What a frontend has in the kernel.
-#[derive(Clone, Debug)]
-struct Placement {
-    service: Service,
-    /// Targets with their ids, in the order of the run's slots.
-    active: Vec<(Target, u32)>,
-    draining: Vec<(Target, u32)>,
-    /// Found with slots that lead nowhere: it needs a new run whatever is wanted.
-    broken: bool,
-    /// Whether the run is its alone, to be given back: not so if it was found to overlap another's.
-    owns_run: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Refused {
     Address(Ip4),
     Route(Prefix<V4>),
-    Service(ServiceKey<V4>),
+    Group(GroupKey),
+    Frontend(ServiceKey<V4>),
+    SourceRanges(ObjectName),
 }
 
 /// Steps by their place in the plan.
@@ -105,11 +110,17 @@ enum Refused {
 struct Batch {
     activate: Vec<Step>,
     slots: Vec<Step>,
-    services: Vec<Step>,
+    admit: Vec<Step>,
+    frontends: Vec<Step>,
     lead_to: Vec<Step>,
     lead_away: Vec<Step>,
-    delete_services: Vec<Step>,
+    delete_frontends: Vec<Step>,
+    exclude: Vec<Step>,
     retire: Vec<Step>,
+    /// Frontends to be written anew, because a run that they name has moved.
+    moved: BTreeSet<ServiceKey<V4>>,
+    /// Services whose number is new.
+    numbered: BTreeSet<ObjectName>,
 }
 
 impl Differ {
@@ -126,226 +137,141 @@ impl Differ {
                 .collect(),
             routes: actual.routes.clone(),
             host_routes: actual.host_routes.clone(),
-            services: BTreeMap::new(),
+            node_ports: actual.node_ports.clone(),
+            frontends: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            found: BTreeMap::new(),
             backends: BackendIds::new(&actual.backends, capacities.backends),
             runs: Runs::new(capacities.slots),
+            ids: ServiceIds::found(actual.services.values().map(|service| service.id)),
+            source_ranges: BTreeMap::new(),
             refused: BTreeMap::new(),
         };
-        for (&key, &service) in &actual.services {
-            let owns_run = differ.runs.reserve(service.base, service.count);
-            let mut placement = Placement { service, active: Vec::new(), draining: Vec::new(), broken: !owns_run, owns_run };
-            let mut seen = BTreeSet::new();
-            for slot in service.base..service.base.saturating_add(service.count) {
-                let id = actual.slots.get(&slot).copied().unwrap_or_default();
-                match differ.backends.adopt(id) {
-                    Some(target) if seen.insert(target) => placement.active.push((target, id)),
-                    Some(_) => differ.backends.orphan(id),
-                    None => differ.backends.rest(id),
-                }
-            }
-            placement.broken |= placement.active.len() != service.count as usize;
-            differ.services.insert(key, placement);
+        for &range in &actual.source_ranges {
+            differ.source_ranges.entry(range.clients.service).or_default().insert(range);
         }
+        differ.find_runs(actual);
+        differ.frontends = actual.services.iter().map(|(&key, &service)| (key, Row { service, groups: None })).collect();
         differ
     }
 
     /// What found no room in a map, as of the last plan.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        self.refused.values().cloned().collect()
+        let problems: BTreeSet<&Problem> = self.refused.values().collect();
+        problems.into_iter().cloned().collect()
     }
 
-    /// The id that a frontend's target has, if it has one.
+    /// Each map with the entries in use, pods' excepted, and those that fit.
     #[must_use]
-    pub fn backend_id(&self, key: &ServiceKey<V4>, target: Target) -> Option<u32> {
-        let placement = self.services.get(key)?;
-        placement.active.iter().chain(&placement.draining).find(|(other, _)| *other == target).map(|(_, id)| *id)
+    pub fn fill(&self) -> [(&'static str, u32, u32); 6] {
+        let count = |entries: usize| u32::try_from(entries).unwrap_or(u32::MAX);
+        let Capacities { addresses, routes, services, slots, backends, source_ranges } = self.capacities;
+        [
+            (maps::ADDRESSES.name, count(self.addresses.len()), addresses),
+            (maps::ROUTES.name, count(self.routes.len()), routes),
+            (maps::SERVICES.name, count(self.frontends.len()), services),
+            (maps::SLOTS.name, self.runs.used(), slots),
+            (maps::SOURCE_RANGES.name, count(self.source_ranges.values().map(BTreeSet::len).sum()), source_ranges),
+            (maps::BACKENDS.name, self.backends.used(), backends),
+        ]
+    }
+
+    /// The id that a group's target has, if it has one.
+    #[must_use]
+    pub fn backend_id(&self, group: &GroupKey, target: Target) -> Option<u32> {
+        self.groups.get(group)?.known().find(|(other, _)| *other == target).map(|(_, id)| id)
     }
 
     /// Steps for the keys that a patch names.
     pub fn plan(&mut self, desired: &Desired, patch: &Patch) -> Plan {
-        let mut addresses = patch.addresses.clone();
-        let mut routes = patch.routes.clone();
-        let mut services = patch.services.clone();
+        self.adopt(desired);
+        let mut patch = patch.clone();
         for refused in std::mem::take(&mut self.refused).into_keys() {
             match refused {
-                Refused::Address(addr) => addresses.insert(addr),
-                Refused::Route(prefix) => routes.insert(prefix),
-                Refused::Service(key) => services.insert(key),
-            };
-        }
-        let mut batch = Batch::default();
-        let (put, delete): (Vec<_>, Vec<_>) = services.into_iter().partition(|key| desired.services.contains_key(key));
-        for key in put {
-            if let Some(frontend) = desired.services.get(&key) {
-                self.place(key, frontend, &mut batch);
+                Refused::Address(addr) => drop(patch.addresses.insert(addr)),
+                Refused::Route(prefix) => drop(patch.routes.insert(prefix)),
+                Refused::Group(key) => drop(patch.groups.insert(key)),
+                Refused::Frontend(key) => drop(patch.frontends.insert(key)),
+                Refused::SourceRanges(service) => drop(patch.source_ranges.insert(service)),
             }
         }
-        for key in delete {
-            self.withdraw(key, &mut batch);
+        let mut batch = Batch::default();
+        for key in &patch.groups {
+            if let Some(group) = desired.groups.get(key) {
+                self.place(key, group, &mut batch);
+            }
         }
-        self.lead(desired, &addresses, &routes, &patch.host_routes, &mut batch);
+        patch.frontends.append(&mut batch.moved);
+        for &key in &patch.frontends {
+            match desired.frontends.get(&key) {
+                Some(frontend) => self.put_frontend(key, frontend, &mut batch),
+                None => self.withdraw_frontend(key, &mut batch),
+            }
+        }
+        for key in patch.groups.iter().filter(|key| !desired.groups.contains_key(key)) {
+            self.withdraw_group(key, &mut batch);
+        }
+        self.admit(desired, &patch.source_ranges, &mut batch);
+        self.lead(desired, &patch, &mut batch);
         self.finish(batch)
     }
 
     /// Steps for everything, garbage included: for the start, and whenever it is not certain what the kernel holds.
     pub fn reconcile(&mut self, desired: &Desired) -> Plan {
+        self.adopt(desired);
         let everything = Patch {
             addresses: desired.addresses.keys().chain(self.addresses.keys()).copied().collect(),
             routes: desired.routes.keys().chain(self.routes.keys()).copied().collect(),
-            services: desired.services.keys().chain(self.services.keys()).copied().collect(),
+            frontends: desired.frontends.keys().chain(self.frontends.keys()).copied().collect(),
+            groups: desired.groups.keys().chain(self.groups.keys()).cloned().collect(),
+            source_ranges: desired.source_ranges.keys().chain(self.ids.names_of(&self.source_ranges)).cloned().collect(),
+            node_ports: desired.node_ports.keys().chain(self.node_ports.keys()).copied().collect(),
             host_routes: desired.host_routes.union(&self.host_routes).copied().collect(),
+            health_checks: BTreeSet::new(),
         };
         let mut plan = self.plan(desired, &everything);
-        let orphans = self.backends.take_orphans();
-        plan.again |= !orphans.is_empty() && !self.refused.is_empty();
-        plan.steps.extend(orphans.into_iter().filter_map(|id| self.backends.free(id)));
-        self.backends.settle();
+        plan.again |= self.clear_away(&mut plan.steps) && !self.refused.is_empty();
         plan
     }
 
+    /// Removes what was found and turned out to be nobody's; whether there was any.
+    fn clear_away(&mut self, steps: &mut Vec<Step>) -> bool {
+        self.ids.settle();
+        let mut stale: Vec<u32> = self.backends.take_orphans();
+        for (run, placement) in std::mem::take(&mut self.found) {
+            stale.extend(placement.known().map(|(_, id)| id));
+            if placement.owns_run {
+                self.runs.release(run.base, run.count);
+            }
+        }
+        let freed = !stale.is_empty();
+        steps.extend(stale.into_iter().filter_map(|id| self.backends.free(id)));
+        let numbers: BTreeSet<u32> = self.source_ranges.keys().copied().collect();
+        for number in numbers.into_iter().filter(|&number| !self.ids.is_taken(number)) {
+            let ranges = self.source_ranges.remove(&number).unwrap_or_default();
+            steps.extend(ranges.into_iter().map(|range| Step::DeleteSourceRange { range }));
+        }
+        self.backends.settle();
+        self.runs.settle() || freed
+    }
+
     fn finish(&mut self, batch: Batch) -> Plan {
-        let released =
-            [self.runs.settle(), self.backends.settle(), !batch.delete_services.is_empty(), !batch.lead_away.is_empty()];
+        let released = [
+            self.runs.settle(),
+            self.backends.settle(),
+            !batch.delete_frontends.is_empty(),
+            !batch.lead_away.is_empty(),
+            !batch.exclude.is_empty(),
+        ];
         let again = !self.refused.is_empty() && released.contains(&true);
-        let Batch { activate, slots, services, lead_to, lead_away, delete_services, retire } = batch;
-        Plan { steps: [activate, slots, services, lead_to, lead_away, delete_services, retire].concat(), again }
-    }
-
-    /// One frontend: all of it, or nothing if there is no room for some of it.
-    fn place(&mut self, key: ServiceKey<V4>, frontend: &Frontend, batch: &mut Batch) {
-        let before = self.services.get(&key);
-        if before.is_none() && self.services.len() >= self.capacities.services as usize {
-            self.refuse_service(key, frontend, ("SERVICES", self.capacities.services, 1), batch);
-            return;
-        }
-        let known: BTreeMap<Target, u32> =
-            before.into_iter().flat_map(|placement| placement.active.iter().chain(&placement.draining)).copied().collect();
-        let mut active = Vec::new();
-        let mut draining = Vec::new();
-        let mut fresh = Vec::new();
-        for (&target, &is_draining) in &frontend.backends {
-            let id = known.get(&target).copied().or_else(|| is_draining.then(|| self.backends.claim_orphan(target)).flatten());
-            let Some(id) = id.or_else(|| self.backends.allocate().inspect(|&id| fresh.push(id))) else {
-                fresh.into_iter().rev().for_each(|id| self.backends.give_back(id));
-                self.refuse_service(key, frontend, ("BACKENDS", self.capacities.backends, frontend.backends.len()), batch);
-                return;
-            };
-            if is_draining { &mut draining } else { &mut active }.push((target, id));
-        }
-
-        let before = self.services.get(&key);
-        let is_same_run = before.is_some_and(|placement| !placement.broken && placement.active == active);
-        let count = active.len() as u32;
-        let base = match before {
-            Some(placement) if is_same_run => Some(placement.service.base),
-            _ => self.runs.allocate(count),
-        };
-        let Some(base) = base else {
-            fresh.into_iter().rev().for_each(|id| self.backends.give_back(id));
-            self.refuse_service(key, frontend, ("SLOTS", self.capacities.slots, active.len()), batch);
-            return;
-        };
-
-        batch.activate.extend(active.iter().filter_map(|&(target, id)| self.backends.put(id, target, state::ACTIVE)));
-        if !is_same_run && count > 0 {
-            batch.slots.push(Step::PutSlots { base, ids: active.iter().map(|(_, id)| *id).collect() });
-        }
-        let service = Service { base, count, flags: frontend.flags };
-        let before = self.services.insert(key, Placement { service, active, draining, broken: false, owns_run: true });
-        if before.as_ref().map(|placement| placement.service) != Some(service) {
-            batch.services.push(Step::PutService { key, service });
-        }
-        let placement = &self.services[&key];
-        batch
-            .retire
-            .extend(placement.draining.iter().filter_map(|&(target, id)| self.backends.put(id, target, state::DRAINING)));
-        if let Some(before) = before {
-            if !is_same_run && before.owns_run {
-                self.runs.release(before.service.base, before.service.count);
-            }
-            let gone =
-                before.active.iter().chain(&before.draining).filter(|(target, _)| !frontend.backends.contains_key(target));
-            batch.retire.extend(gone.filter_map(|&(_, id)| self.backends.free(id)));
-        }
-    }
-
-    fn withdraw(&mut self, key: ServiceKey<V4>, batch: &mut Batch) {
-        let Some(before) = self.services.remove(&key) else { return };
-        batch.delete_services.push(Step::DeleteService { key });
-        if before.owns_run {
-            self.runs.release(before.service.base, before.service.count);
-        }
-        let gone = before.active.iter().chain(&before.draining);
-        batch.retire.extend(gone.filter_map(|&(_, id)| self.backends.free(id)));
-    }
-
-    /// What leads packets somewhere: addresses, routes, host routes.
-    fn lead(
-        &mut self,
-        desired: &Desired,
-        addresses: &BTreeSet<Ip4>,
-        routes: &BTreeSet<Prefix<V4>>,
-        host_routes: &BTreeSet<Ipv4Net>,
-        batch: &mut Batch,
-    ) {
-        let room = self.capacities.addresses.saturating_sub(Capacities::PODS);
-        for &addr in addresses {
-            let Some(&address) = desired.addresses.get(&addr) else { continue };
-            if !self.addresses.contains_key(&addr) && self.addresses.len() >= room as usize {
-                let problem = full("ADDRESSES", room, 1, format!("address {addr}"));
-                self.refused.insert(Refused::Address(addr), problem);
-            } else if self.addresses.insert(addr, address) != Some(address) {
-                batch.lead_to.push(Step::PutAddress { addr, address });
-            }
-        }
-        for &prefix in routes {
-            let Some(&route) = desired.routes.get(&prefix) else { continue };
-            if !self.routes.contains_key(&prefix) && self.routes.len() >= self.capacities.routes as usize {
-                let problem = full("ROUTES", self.capacities.routes, 1, format!("route {}/{}", prefix.addr, prefix.len));
-                self.refused.insert(Refused::Route(prefix), problem);
-            } else if self.routes.insert(prefix, route) != Some(route) {
-                batch.lead_to.push(Step::PutRoute { prefix, route });
-            }
-        }
-        for &prefix in host_routes {
-            if desired.host_routes.contains(&prefix) && self.host_routes.insert(prefix) {
-                batch.lead_to.push(Step::AddHostRoute { prefix });
-            }
-        }
-        for &prefix in host_routes {
-            if !desired.host_routes.contains(&prefix) && self.host_routes.remove(&prefix) {
-                batch.lead_away.push(Step::RemoveHostRoute { prefix });
-            }
-        }
-        for &prefix in routes {
-            if !desired.routes.contains_key(&prefix) && self.routes.remove(&prefix).is_some() {
-                batch.lead_away.push(Step::DeleteRoute { prefix });
-            }
-        }
-        for &addr in addresses {
-            if !desired.addresses.contains_key(&addr) && self.addresses.remove(&addr).is_some() {
-                batch.lead_away.push(Step::DeleteAddress { addr });
-            }
-        }
-    }
-
-    /// What is in force stays, unless it was found in pieces.
-    fn refuse_service(
-        &mut self,
-        key: ServiceKey<V4>,
-        frontend: &Frontend,
-        (map, capacity, needed): (&str, u32, usize),
-        batch: &mut Batch,
-    ) {
-        if self.services.get(&key).is_some_and(|placement| placement.broken) {
-            self.withdraw(key, batch);
-        }
-        let problem = full(map, capacity, needed, format!("Service {}", frontend.service));
-        self.refused.insert(Refused::Service(key), problem);
+        let Batch { activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire, .. } = batch;
+        let steps = [activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire].concat();
+        Plan { steps, again }
     }
 }
 
+/// What somebody is told whose part found no room.
 fn full(map: &str, capacity: u32, needed: usize, object: String) -> Problem {
     let message = format!(
         "{map} is full: of its {capacity} entries too few are free for the {needed} that this takes; what was in force stays. Remove \

@@ -7,7 +7,6 @@ mod file;
 
 use std::{
     collections::BTreeMap,
-    io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,9 +16,10 @@ use ipnet::Ipv4Net;
 
 use crate::{
     attachment::{AttachmentKey, Pod},
+    disk::DiskError,
     socket::protocol::{PodAdd, Refusal, RefusalReason},
 };
-use book::Book;
+use book::{Book, Tally};
 
 /// Why there is no address, or no book of addresses.
 #[derive(Debug, thiserror::Error)]
@@ -32,21 +32,6 @@ pub enum IpamError {
         "podCIDR {0} is too small: a /30 is the least, since its network, gateway and broadcast addresses are not given to pods"
     )]
     RangeTooSmall(Ipv4Net),
-    /// The range is not the one that pods still have addresses of.
-    #[error(
-        "podCIDR is now {range}, but {held} pod(s) of this node hold addresses outside of it ({example} has {address}): \
-         delete these pods, then new ones get addresses of {range}"
-    )]
-    RangeChanged {
-        /// The Node's range.
-        range: Ipv4Net,
-        /// How many hold others.
-        held: usize,
-        /// One of them.
-        example: String,
-        /// Its address.
-        address: Ipv4Addr,
-    },
     /// Every address is held.
     #[error(
         "podCIDR {range} is full: all of its {usable} addresses for pods are held; delete pods or give the Node a larger range"
@@ -70,6 +55,16 @@ pub enum IpamError {
         /// Until the first may be used.
         wait: Duration,
     },
+    /// Two attachments have one address.
+    #[error("{address} cannot be adopted for {wanted}: {holder} has it; delete one of these pods")]
+    Held {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who is to have it.
+        wanted: AttachmentKey,
+        /// Who has it.
+        holder: AttachmentKey,
+    },
     /// The file is not what was written.
     #[error(
         "cannot use the address book {}: {problem}. It says which addresses pods have, so it is not guessed: put a good copy in its \
@@ -82,24 +77,17 @@ pub enum IpamError {
         problem: String,
     },
     /// The file system refused.
-    #[error("cannot {action} {}: {source}", .path.display())]
-    Disk {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl From<IpamError> for Refusal {
     fn from(error: IpamError) -> Self {
         let reason = match &error {
-            IpamError::NoRange | IpamError::RangeTooSmall(_) | IpamError::RangeChanged { .. } => RefusalReason::RangeUnusable,
+            IpamError::NoRange | IpamError::RangeTooSmall(_) => RefusalReason::RangeUnusable,
             IpamError::Full { .. } => RefusalReason::RangeFull,
             IpamError::Cooling { .. } => RefusalReason::TryAgain,
-            IpamError::Corrupt { .. } | IpamError::Disk { .. } => RefusalReason::Failed,
+            IpamError::Held { .. } | IpamError::Corrupt { .. } | IpamError::Disk(_) => RefusalReason::Failed,
         };
         Self::new(reason, error.to_string())
     }
@@ -142,6 +130,18 @@ impl Ipam {
         Ok(pod)
     }
 
+    /// Enters pods that another network's plugin has given addresses to; those that are there already stay as they are.
+    ///
+    /// # Errors
+    /// An address is another attachment's, or it could not be recorded.
+    pub fn adopt(&mut self, pods: Vec<Pod>) -> Result<(), IpamError> {
+        let mut book = self.book.clone();
+        for pod in pods {
+            book.adopt(pod)?;
+        }
+        self.commit(book)
+    }
+
     /// Takes an attachment's address back. `None` if it has none.
     ///
     /// # Errors
@@ -161,6 +161,18 @@ impl Ipam {
     /// Why not.
     pub fn check_range(&self, range: Option<Ipv4Net>) -> Result<(), IpamError> {
         self.book.usable(range).map(|_| ())
+    }
+
+    /// How many of a range's addresses for pods are held, how many released too lately, and how many free.
+    #[must_use]
+    pub fn tally(&self, range: Option<Ipv4Net>, now: SystemTime) -> Option<Tally> {
+        self.book.tally(range, since_epoch(now))
+    }
+
+    /// Pods whose address is of a range that the Node had before, if there are any: they keep it as long as they live.
+    #[must_use]
+    pub fn left_outside(&self, range: Ipv4Net) -> Option<String> {
+        self.book.left_outside(range)
     }
 
     /// All attachments.

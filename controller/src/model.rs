@@ -7,6 +7,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
@@ -16,7 +17,7 @@ use shunt_common::net::{Mac, proto};
 pub type Name = Arc<str>;
 
 /// Namespace and name of an object; the namespace of a cluster-scoped one is empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Namespace.
     pub namespace: Name,
@@ -57,13 +58,19 @@ pub struct Changes {
     pub nodes: BTreeSet<Name>,
     /// Services of which any part did: the Service itself or one of its slices.
     pub services: BTreeSet<ObjectName>,
+    /// When what some of this tells of happened, where that is known: one for each change of a slice.
+    pub triggers: Vec<SystemTime>,
 }
 
 impl Changes {
     /// Everything in a model: what a compiler that starts from nothing must look at.
     #[must_use]
     pub fn all(model: &Model) -> Self {
-        Self { nodes: model.nodes.keys().cloned().collect(), services: model.services.keys().cloned().collect() }
+        Self {
+            nodes: model.nodes.keys().cloned().collect(),
+            services: model.services.keys().cloned().collect(),
+            ..Self::default()
+        }
     }
 
     /// Whether nothing has changed.
@@ -76,6 +83,7 @@ impl Changes {
     pub fn absorb(&mut self, other: Self) {
         self.nodes.extend(other.nodes);
         self.services.extend(other.services);
+        self.triggers.extend(other.triggers);
     }
 }
 
@@ -92,9 +100,15 @@ impl Model {
         &self.services
     }
 
-    /// The slices of a Service, in the order of their names.
-    pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.get(service).into_iter().flatten().map(|(_, slice)| slice)
+    /// The slices of a Service with their names, in the order of these.
+    pub fn slices_of(&self, service: &ObjectName) -> &[(Name, EndpointSlice)] {
+        self.slices.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Services, whether or not they are there themselves, that have an endpoint at one of these addresses. Looks at all endpoints.
+    pub fn services_at(&self, addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &ObjectName> {
+        let is_there = |(_, slice): &(Name, EndpointSlice)| slice.endpoints.iter().any(|it| addresses.contains(&it.address));
+        self.slices.iter().filter(move |(_, slices)| slices.iter().any(is_there)).map(|(service, _)| service)
     }
 
     /// A slice by its own name, with the name of its Service.
@@ -211,6 +225,16 @@ pub enum Protocol {
     Sctp,
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
 impl Protocol {
     /// The IP protocol number.
     #[must_use]
@@ -224,7 +248,7 @@ impl Protocol {
 }
 
 /// A Service that has at least one virtual IP. Headless ones, ExternalName and those of another proxy are not in the model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
@@ -232,12 +256,31 @@ pub struct Service {
     pub created: i64,
     /// `spec.clusterIPs`.
     pub cluster_ips: Box<[IpAddr]>,
+    /// What makes it more than a ClusterIP, if anything does.
+    pub exposure: Option<Box<Exposure>>,
     /// `spec.ports`.
     pub ports: Box<[ServicePort]>,
     /// `spec.internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// For how many seconds a client stays with its backend (`spec.sessionAffinity: ClientIP`); `None` without affinity.
+    pub affinity_secs: Option<u32>,
+}
+
+/// How a Service is reached from the outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exposure {
+    /// `status.loadBalancer.ingress[].ip` of those whose packets arrive with this destination (`ipMode: VIP`).
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// `spec.externalIPs`.
+    pub external_ips: Box<[IpAddr]>,
+    /// `spec.externalTrafficPolicy: Local`.
+    pub local: bool,
+    /// `spec.loadBalancerSourceRanges`, host bits zero; empty lets everybody in.
+    pub source_ranges: Box<[IpNet]>,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_port: Option<u16>,
 }
 
 /// One port of a Service.
@@ -247,8 +290,27 @@ pub struct ServicePort {
     pub name: Name,
     /// The port on the virtual IP, 1 to 65535.
     pub port: u16,
+    /// The port at the addresses of nodes.
+    pub node_port: Option<u16>,
     /// Protocol.
     pub protocol: Protocol,
+}
+
+/// A port of this node that leads to one of its pods: a CNI port mapping.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The address that it is limited to; any of the node's if unset.
+    pub host_ip: Option<Ipv4Addr>,
+    /// The port at the node, 1 to 65535.
+    pub host_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The pod.
+    pub pod: ObjectName,
+    /// The pod's address.
+    pub pod_ip: Ipv4Addr,
+    /// The port at the pod, 1 to 65535.
+    pub pod_port: u16,
 }
 
 /// A part of a Service's endpoints.
@@ -284,4 +346,15 @@ pub struct Endpoint {
     pub terminating: bool,
     /// `nodeName`.
     pub node: Option<Name>,
+    /// `hints`: whom it is meant for, if for anyone in particular.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whom an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Box<[Name]>,
+    /// `forNodes`.
+    pub nodes: Box<[Name]>,
 }

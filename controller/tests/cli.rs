@@ -35,7 +35,7 @@ impl Place {
 
     fn shunt(&self, args: &str) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shunt"));
-        command.env_remove("CNI_COMMAND").env_remove("NODE_NAME");
+        command.env_remove("CNI_COMMAND").env_remove("NODE_NAME").env_remove("KUBERNETES_SERVICE_HOST");
         command.arg("--run-dir").arg(self.path("run")).args(args.split_whitespace()).output().unwrap()
     }
 }
@@ -62,7 +62,7 @@ fn usage_is_2_and_help_is_0() {
         "cleanup everything",
         "agent",
         "agent --node-name n",
-        "agent --node-name n --kubeconfig /k",
+        "agent --node-name n --kubeconfig /k --cluster-state /c",
     ] {
         assert_eq!(code(&place.shunt(args)), 2, "{args}");
     }
@@ -72,6 +72,18 @@ fn usage_is_2_and_help_is_0() {
         assert!(output.stderr.is_empty() && !output.stdout.is_empty());
     }
     assert!(text(&place.shunt("--version").stdout).starts_with("shunt "));
+}
+
+#[test]
+fn an_agent_without_a_way_to_the_cluster_says_why() {
+    let place = Place::new();
+    let output = place.shunt("agent --node-name n");
+    let error = text(&output.stderr);
+    assert!(code(&output) == 2 && error.contains("--kubeconfig") && error.contains("--cluster-state"), "{error}");
+    let output = place.shunt("agent --node-name n --kubeconfig /nonexistent/k");
+    let error = text(&output.stderr);
+    assert!(code(&output) == 1 && error.contains("/nonexistent/k") && error.contains("cannot be read"), "{error}");
+    assert_eq!(names(&place.path("run")), Vec::<String>::new(), "nothing was begun");
 }
 
 #[test]

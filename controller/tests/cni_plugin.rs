@@ -191,7 +191,7 @@ impl Node {
         let handler = fake.clone();
         runtime.spawn(async move {
             let listener = claim.listen().unwrap();
-            server::serve(listener, handler, Limits::default()).await;
+            server::serve(listener, handler, Limits::default(), shunt::ending::ending().1).await;
         });
         let node = Self { netns, fake, dir, runtime: Some(runtime) };
         while !node.socket().exists() {

@@ -1,9 +1,13 @@
 //! From Kubernetes YAML to what the maps hold: each file in `golden/` has the files of a cluster-state directory and, after `== maps ==`,
 //! what node n1 makes of them. `== then ==` starts a later state of the directory; `-- NAME (gone) --` is a file that is deleted.
 //!
+//! A backend of this node has a `*`. A line `# settings: KEY: VALUE` is the agent's configuration,
+//! `# further address: IP` one that the node has besides.
+//!
 //! `BLESS=1 cargo test -p shunt --test golden` writes what came out; read the difference before you commit it.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::{Display, Write as _},
     fs,
     path::Path,
@@ -14,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use shunt::{
     cluster::FileSource,
     compile::{Compiler, NodeView},
+    config::Config,
     diff::{Capacities, Differ},
     kernel::{
         fake::FakeKernel,
@@ -21,9 +26,9 @@ use shunt::{
     },
 };
 use shunt_common::{
-    address::{kind, route},
-    net::{Ip4, proto},
-    service::{flags, state},
+    address::{self, route},
+    net::{Ip4, V4, proto},
+    service::{Run, Service, ServiceKey, backend_flags, flags, kind, node_ports, state},
 };
 
 const MAPS: &str = "== maps ==\n";
@@ -56,7 +61,18 @@ async fn yaml_becomes_maps() -> Result<()> {
 async fn run(input: &str) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let ip = Ip4::new(192, 0, 2, 1);
-    let view = NodeView { name: "n1".into(), ip, addresses: [ip].into(), non_masquerade: ["10.0.0.0/8".parse()?].into() };
+    let said = |what: &str| input.lines().find_map(|line| line.strip_prefix(what)).unwrap_or_default();
+    let config = Config::parse(said("# settings: "))?;
+    let further = said("# further address: ").parse::<std::net::Ipv4Addr>().ok().map(Ip4::from);
+    let view = NodeView {
+        name: "n1".into(),
+        ip,
+        subnet: "192.0.2.0/24".parse()?,
+        addresses: [ip].into_iter().chain(further).collect(),
+        non_masquerade: ["10.0.0.0/8".parse()?].into(),
+        node_port_addresses: config.node_port_addresses,
+        load_balancer: config.load_balancer,
+    };
     let mut compiler = Compiler::new(view);
     let mut differ = Differ::new(&Actual::default(), Capacities::default());
     let mut kernel = FakeKernel::default();
@@ -84,6 +100,11 @@ async fn run(input: &str) -> Result<String> {
     }
     let source = source.context("opened above")?;
     let mut text = dump(kernel.held());
+    let health_checks = compiler.desired().health_checks.iter().map(|(port, it)| {
+        let way_out = if it.only_terminating { ", others on their way out" } else { "" };
+        format!("{port} {}: {} ready{way_out}", it.service, it.local_ready)
+    });
+    section(&mut text, "health checks", health_checks);
     let problems = [source.problems(), compiler.problems()].concat();
     for (heading, lines) in [("problems", problems), ("notices", source.notices())] {
         section(&mut text, heading, lines);
@@ -116,9 +137,9 @@ fn dump(held: &Actual) -> String {
     let mut addresses: Vec<_> = held.addresses.iter().collect();
     addresses.sort_by_key(|(addr, _)| addr.to_host());
     let addresses = addresses.into_iter().map(|(addr, address)| match address.kind {
-        kind::HOST => format!("{addr} this host"),
-        kind::NODE => format!("{addr} node at {} {}", address.underlay, address.mac),
-        kind::SERVICE => format!("{addr} virtual"),
+        address::kind::HOST => format!("{addr} this host"),
+        address::kind::NODE => format!("{addr} node at {} {}", address.underlay, address.mac),
+        address::kind::SERVICE => format!("{addr} virtual"),
         other => format!("{addr} of kind {other}"),
     });
     section(&mut text, "ADDRESSES", addresses);
@@ -139,36 +160,94 @@ fn dump(held: &Actual) -> String {
 
     let mut services: Vec<_> = held.services.iter().collect();
     services.sort_by_key(|(key, _)| (key.addr.to_host(), key.port.to_host(), key.proto));
-    let mut named = Vec::new();
-    let services = services.into_iter().map(|(key, service)| {
-        let protocol = match key.proto {
-            proto::TCP => "TCP",
-            proto::UDP => "UDP",
-            proto::SCTP => "SCTP",
-            _ => "?",
-        };
-        let ids = (service.base..service.base + service.count).map(|slot| held.slots[&slot]);
-        let mut backends: Vec<_> = ids
-            .map(|id| {
-                named.push(id);
-                (held.backends[&id].addr.to_host(), held.backends[&id].port.to_host())
-            })
-            .collect();
-        backends.sort_unstable();
-        let backends: Vec<_> = backends.into_iter().map(|(addr, port)| format!("{}:{port}", Ip4::from_host(addr))).collect();
-        let way = match (backends.is_empty(), service.flags & flags::DROP_WHEN_EMPTY != 0) {
-            (true, true) => "drops".to_owned(),
-            (true, false) => "refuses".to_owned(),
-            (false, _) => format!("-> {}", backends.join(" ")),
-        };
-        format!("{}:{}/{protocol} {way}", key.addr, key.port)
+    let lines = services.iter().map(|(key, service)| {
+        let cluster = serves(held, service.cluster, service.flags & flags::DROP_WHEN_EMPTY != 0);
+        let outside = serves(held, service.outside, service.flags & flags::DROP_OUTSIDE_WHEN_EMPTY != 0);
+        let outside = if outside == cluster { String::new() } else { format!("; from outside {outside}") };
+        format!("{}:{}/{}{} {cluster}{outside}", key.addr, key.port, protocol(key.proto), traits(service))
     });
-    let services: Vec<_> = services.collect();
-    section(&mut text, "SERVICES", services);
+    section(&mut text, "SERVICES", lines);
 
+    let limits = held.source_ranges.iter().map(|range| {
+        let limited = |(_, service): &&(&ServiceKey<V4>, &Service)| {
+            service.flags & flags::SOURCE_RANGES != 0 && service.id == range.clients.service
+        };
+        let frontends = services.iter().filter(limited).map(|(key, _)| format!("{}:{}", key.addr, key.port));
+        let frontends = frontends.collect::<Vec<_>>().join(" ");
+        format!("{}/{} to {frontends}", range.clients.addr, range.len - 32)
+    });
+    section(&mut text, "SOURCE_RANGES", limits.collect::<BTreeSet<_>>());
+
+    let bits = held.node_ports.iter().flat_map(|(index, ports)| {
+        let bits = (0..node_ports::PORTS).filter(move |bit| ports >> bit & 1 != 0);
+        let first = index % node_ports::WORDS * node_ports::PORTS;
+        bits.map(move |bit| format!("{}/{}", first + bit, ["TCP", "UDP", "SCTP"][(index / node_ports::WORDS) as usize]))
+    });
+    section(&mut text, "NODE_PORTS", bits);
+
+    let named: BTreeSet<u32> = held
+        .services
+        .values()
+        .flat_map(|service| service.cluster.slots().chain(service.outside.slots()))
+        .map(|slot| held.slots[&slot])
+        .collect();
     let unnamed = held.backends.iter().filter(|(id, backend)| backend.state != state::FREE && !named.contains(id));
     section(&mut text, "draining", unnamed.map(|(_, backend)| format!("{}:{}", backend.addr, backend.port)));
     text
+}
+
+/// Who serves, in numerical order; of a Maglev table with the places that each has.
+fn serves(held: &Actual, run: Run, drops: bool) -> String {
+    let mut backends: BTreeMap<(u32, u16, u8), u32> = BTreeMap::new();
+    for slot in run.slots() {
+        let backend = &held.backends[&held.slots[&slot]];
+        *backends.entry((backend.addr.to_host(), backend.port.to_host(), backend.flags)).or_default() += 1;
+    }
+    let is_table = backends.values().any(|places| *places > 1);
+    let backends: Vec<_> = backends
+        .into_iter()
+        .map(|((addr, port, flags), places)| {
+            let here = if flags & backend_flags::LOCAL != 0 { "*" } else { "" };
+            let places = if is_table { format!("({places})") } else { String::new() };
+            format!("{}:{port}{here}{places}", Ip4::from_host(addr))
+        })
+        .collect();
+    match (backends.is_empty(), drops) {
+        (true, true) => "drops".to_owned(),
+        (true, false) => "refuses".to_owned(),
+        (false, _) => format!("-> {}", backends.join(" ")),
+    }
+}
+
+/// What is out of the ordinary.
+fn traits(service: &Service) -> String {
+    let kind = match service.kind() {
+        kind::CLUSTER_IP => "",
+        kind::NODE_PORT => " node port",
+        kind::LOAD_BALANCER => " load balancer",
+        kind::EXTERNAL_IP => " external IP",
+        kind::HOST_PORT => " host port",
+        _ => " of unknown kind",
+    };
+    let affinity = format!(" affinity {} s", service.affinity_secs);
+    let words = [
+        (flags::KEEP_SOURCE, " keeps sources"),
+        (flags::AFFINITY, &affinity),
+        (flags::SOURCE_RANGES, " limited"),
+        (flags::MAGLEV, " maglev"),
+    ];
+    let words = words.iter().filter(|(flag, _)| service.flags & flag != 0).map(|(_, word)| *word);
+    assert_eq!(service.flags & flags::EXTERNAL != 0, service.kind() != kind::CLUSTER_IP);
+    format!("{kind}{}", words.collect::<String>())
+}
+
+fn protocol(number: u8) -> &'static str {
+    match number {
+        proto::TCP => "TCP",
+        proto::UDP => "UDP",
+        proto::SCTP => "SCTP",
+        _ => "?",
+    }
 }
 
 /// Nothing for what is empty.

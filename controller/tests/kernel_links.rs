@@ -83,7 +83,7 @@ fn the_tunnel_device_is_made_once_and_mended() {
         let link = links::by_name(netlink, TUNNEL).unwrap().unwrap();
         assert_eq!(
             (link.kind, link.mtu, link.mac, link.up),
-            (Kind::Vxlan { port: 8472, external: true }, 1450, Some(MAC), true)
+            (Kind::Vxlan { vni: 0, port: 8472, external: true }, 1450, Some(MAC), true)
         );
         assert!(ip("link show shunt0").contains("NOARP"));
 
@@ -107,7 +107,7 @@ fn a_taken_port_costs_gro_and_no_more() {
         let tunnel = links::ensure_tunnel(netlink, &SPEC).unwrap();
         let reason = tunnel.without_gro.unwrap();
         assert!(reason.contains("8472") && reason.contains("GRO"), "{reason}");
-        assert_eq!(links::by_name(netlink, TUNNEL).unwrap().unwrap().kind, Kind::Vxlan { port: 8473, external: true });
+        assert_eq!(links::by_name(netlink, TUNNEL).unwrap().unwrap().kind, Kind::Vxlan { vni: 0, port: 8473, external: true });
         let again = links::ensure_tunnel(netlink, &SPEC).unwrap();
         assert!(!again.created && again.without_gro.is_some(), "a restart keeps what there is while the port is taken");
         drop(socket);

@@ -39,7 +39,7 @@ use shunt_common::{
     flow::Tuple,
     maps,
     net::{Ip4, Mac, Port, V4, proto},
-    service::{Backend, Service, ServiceKey, state},
+    service::{Backend, Run, Service, ServiceClient, ServiceKey, SourceRange, backend_flags, state},
 };
 
 const NODE_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -271,7 +271,16 @@ fn frontend(last: u8) -> ServiceKey<V4> {
 }
 
 fn backend(last: u8) -> Backend<V4> {
-    Backend { addr: Ip4::new(10, 244, 2, last), port: Port::from_host(8080), state: state::ACTIVE, generation: 1 }
+    let addr = Ip4::new(10, 244, 2, last);
+    Backend { addr, port: Port::from_host(8080), state: state::ACTIVE, flags: backend_flags::LOCAL, generation: 1 }
+}
+
+fn serving(run: Run) -> Service {
+    Service { cluster: run, outside: run, flags: 0, affinity_secs: 0, id: 1 }
+}
+
+fn source_range() -> SourceRange<V4> {
+    SourceRange { len: 40, clients: ServiceClient { service: 1, addr: Ip4::new(10, 0, 0, 0) } }
 }
 
 #[test]
@@ -280,7 +289,7 @@ fn what_is_carried_out_is_read_back() {
         let (_programs, pins) = node.start(&capacities());
         let mut kernel = node.kernel(&pins);
         assert_eq!(kernel.read_back().unwrap(), Actual::default());
-        let service = Service { base: 5, count: 2, flags: 0 };
+        let service = serving(Run { base: 5, count: 2 });
         let owner =
             Address { kind: address::kind::SERVICE, ifindex: 0, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 };
         let prefix = Prefix { len: 24, addr: Ip4::new(10, 244, 2, 0) };
@@ -293,6 +302,8 @@ fn what_is_carried_out_is_read_back() {
             Step::PutSlots { base: 9, ids: vec![3] },
             Step::PutAddress { addr: Ip4::new(10, 96, 0, 1), address: owner },
             Step::PutService { key: frontend(1), service },
+            Step::PutSourceRange { range: source_range() },
+            Step::PutNodePorts { index: 3000, ports: 1 << 63 },
             Step::PutRoute { prefix, route },
             Step::AddHostRoute { prefix: host_routes[0] },
             Step::AddHostRoute { prefix: host_routes[1] },
@@ -302,6 +313,8 @@ fn what_is_carried_out_is_read_back() {
             addresses: [(Ip4::new(10, 96, 0, 1), owner)].into(),
             routes: [(prefix, route)].into(),
             services: [(frontend(1), service)].into(),
+            source_ranges: [source_range()].into(),
+            node_ports: [(3000, 1 << 63)].into(),
             slots: [(5, 1), (6, 7)].into(),
             backends: [(1, backend(1)), (7, backend(7))].into(),
             host_routes: host_routes.into(),
@@ -314,7 +327,9 @@ fn what_is_carried_out_is_read_back() {
         assert_eq!(kernel.read_back().unwrap(), expected, "ids above the highest known are read too");
 
         let gone = [
+            Step::PutNodePorts { index: 3000, ports: 0 },
             Step::DeleteService { key: frontend(1) },
+            Step::DeleteSourceRange { range: source_range() },
             Step::DeleteAddress { addr: Ip4::new(10, 96, 0, 1) },
             Step::DeleteRoute { prefix },
             Step::RemoveHostRoute { prefix: host_routes[0] },
@@ -333,7 +348,7 @@ fn a_full_map_names_what_did_not_fit_and_keeps_the_rest() {
     on_node(|node| {
         let (_programs, pins) = node.start(&capacities());
         let mut kernel = node.kernel(&pins);
-        let service = Service { base: 0, count: 0, flags: 0 };
+        let service = serving(Run::EMPTY);
         let steps: Vec<Step> = (0..70).map(|last| Step::PutService { key: frontend(last), service }).collect();
         let (index, error) = kernel.carry_out(&steps).unwrap_err();
         assert!(error.is_full());
@@ -355,7 +370,7 @@ fn rows_are_read_without_an_agent() {
         let steps = [
             Step::PutBackend { id: 3, backend: backend(3) },
             Step::PutSlots { base: 0, ids: vec![3] },
-            Step::PutService { key: frontend(1), service: Service { base: 0, count: 1, flags: 0 } },
+            Step::PutService { key: frontend(1), service: serving(Run { base: 0, count: 1 }) },
         ];
         node.kernel(&pins).carry_out(&steps).unwrap();
         pins.settle().unwrap();
@@ -363,10 +378,10 @@ fn rows_are_read_without_an_agent() {
         let reader = Reader::open(&node.dir).unwrap();
         let services = reader.services().unwrap();
         assert_eq!((services.len(), services[0].key), (1, frontend(1)));
-        assert_eq!(services[0].backends.iter().map(|row| (row.id, row.backend)).collect::<Vec<_>>(), [(3, backend(3))]);
+        assert_eq!(services[0].cluster.iter().map(|row| (row.id, row.backend)).collect::<Vec<_>>(), [(3, backend(3))]);
         assert_eq!(reader.backends().unwrap().len(), 1);
         assert!(reader.drops().unwrap().iter().all(|(_, count)| *count == 0));
-        assert_eq!(reader.fill().unwrap().iter().map(|fill| fill.entries).collect::<Vec<_>>(), [0, 0, 1, 0]);
+        assert_eq!(reader.fill().unwrap().iter().map(|fill| fill.entries).collect::<Vec<_>>(), [0, 0, 1, 0, 0]);
     });
 }
 

@@ -1,24 +1,32 @@
 //! Compile and diff against the fake kernel: whatever the order of events, wherever a crash, the maps end up the same, and no step on
 //! the way leaves anything dangling.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use shunt::{
-    compile::{Compiler, NodeView, compile, desired::Desired},
+    compile::{
+        Compiler, NodeView, compile,
+        desired::{Desired, GroupKey},
+    },
+    config::{LoadBalancer, NodePortAddresses},
     diff::{Capacities, Differ},
     kernel::{
         fake::FakeKernel,
         step::{Actual, Kernel as _},
     },
     model::{
-        Changes, Endpoint, EndpointPort, EndpointSlice, Model, Node, ObjectName, Protocol, Service, ServicePort, TunnelEnd,
+        Changes, Endpoint, EndpointPort, EndpointSlice, Exposure, Hints, HostPort, Model, Node, ObjectName, Protocol, Service,
+        ServicePort, TunnelEnd,
     },
 };
 use shunt_common::{
     address::{Address, kind},
     net::{Ip4, Mac, Port, V4},
-    service::{self, Backend, ServiceKey, state},
+    service::{self, Backend, Run, ServiceClient, ServiceKey, SourceRange, backend_flags, flags, state},
 };
 
 /// Something that happens to the cluster.
@@ -46,6 +54,7 @@ impl Event {
 }
 
 const NODES: [&str; 4] = ["n0", "n1", "n2", "n3"];
+const ZONES: [&str; 2] = ["z1", "z2"];
 const SERVICES: [&str; 4] = ["a", "b", "c", "d"];
 const SLICES: [&str; 5] = ["a-1", "a-2", "b-1", "c-1", "c-2"];
 
@@ -54,9 +63,24 @@ fn name(name: &str) -> ObjectName {
 }
 
 fn view() -> NodeView {
-    let ip = Ip4::new(192, 0, 2, 10);
+    let (ip, subnet) = (Ip4::new(192, 0, 2, 10), ipnet::Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24));
     let non_masquerade = ["10.0.0.0/8", "10.244.1.0/24"].iter().filter_map(|range| range.parse().ok()).collect();
-    NodeView { name: "n0".into(), ip, addresses: [ip, Ip4::new(172, 17, 0, 1)].into(), non_masquerade }
+    NodeView {
+        name: "n0".into(),
+        ip,
+        subnet,
+        addresses: [ip, Ip4::new(172, 17, 0, 1)].into(),
+        non_masquerade,
+        node_port_addresses: NodePortAddresses::Primary,
+        load_balancer: LoadBalancer::Random,
+    }
+}
+
+/// Views that differ in what a restart may change.
+fn views() -> impl Strategy<Value = NodeView> {
+    let addresses = vec![NodePortAddresses::Primary, NodePortAddresses::Within("0.0.0.0/0".parse().into_iter().collect())];
+    (select(addresses), select(vec![LoadBalancer::Random, LoadBalancer::Maglev]))
+        .prop_map(|(node_port_addresses, load_balancer)| NodeView { node_port_addresses, load_balancer, ..view() })
 }
 
 /// Few addresses and ranges for few nodes, so that they often contradict each other.
@@ -64,45 +88,98 @@ fn node() -> impl Strategy<Value = Node> {
     let address = select(vec![[192, 0, 2, 10], [192, 0, 2, 11], [192, 0, 2, 12], [172, 17, 0, 1], [10, 244, 1, 7]])
         .prop_map(Ipv4Addr::from);
     let range = select(vec!["10.244.0.0/24", "10.244.1.0/24", "10.244.0.0/16", "10.244.1.0/26", "10.96.0.0/24", "fd00::/64"]);
-    (select(NODES.to_vec()), vec(address.clone(), 0..3), vec(range, 0..2), proptest::option::of(address)).prop_map(
-        |(name, addresses, ranges, public_ip)| Node {
+    let zone = proptest::option::of(select(ZONES.to_vec()));
+    (select(NODES.to_vec()), vec(address.clone(), 0..3), vec(range, 0..2), proptest::option::of(address), zone).prop_map(
+        |(name, addresses, ranges, public_ip, zone)| Node {
             name: name.into(),
             addresses: addresses.into_iter().map(Into::into).collect(),
             pod_cidrs: ranges.into_iter().filter_map(|range| range.parse().ok()).collect(),
             tunnel: TunnelEnd { public_ip, vtep_mac: None },
-            zone: None,
+            zone: zone.map(Into::into),
         },
     )
 }
 
 fn service() -> impl Strategy<Value = Service> {
     let ips = vec![Ipv4Addr::new(10, 96, 0, 1), Ipv4Addr::new(10, 96, 1, 2), Ipv4Addr::new(192, 0, 2, 11)];
-    let port = (select(vec!["http", "dns"]), select(vec![80, 53]), select(vec![Protocol::Tcp, Protocol::Udp]));
-    (select(SERVICES.to_vec()), 0..3i64, select(ips), vec(port, 1..3), any::<bool>(), any::<bool>()).prop_map(
-        |(service, created, ip, ports, internal_local, publish_not_ready)| Service {
+    let number = (select(vec![80, 53]), proptest::option::of(select(vec![30_080, 30_053])));
+    let port = (select(vec!["http", "dns"]), number, select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]));
+    let policies = (any::<bool>(), any::<bool>(), proptest::option::of(select(vec![60, 10_800])));
+    (select(SERVICES.to_vec()), 0..3i64, select(ips), vec(port, 1..3), policies, proptest::option::of(exposure())).prop_map(
+        |(service, created, ip, ports, (internal_local, publish_not_ready, affinity_secs), exposure)| Service {
             name: name(service),
             created,
             cluster_ips: [ip.into()].into(),
-            ports: ports.into_iter().map(|(name, port, protocol)| ServicePort { name: name.into(), port, protocol }).collect(),
+            ports: ports
+                .into_iter()
+                .map(|(name, (port, node_port), protocol)| ServicePort {
+                    name: name.into(),
+                    port,
+                    node_port: node_port.filter(|_| exposure.is_some()),
+                    protocol,
+                })
+                .collect(),
+            exposure: exposure.map(Box::new),
             internal_local,
             publish_not_ready,
+            affinity_secs,
         },
     )
 }
 
+/// Addresses of their own, of nodes, of other Services and of pods.
+fn exposure() -> impl Strategy<Value = Exposure> {
+    let ips = vec![[203, 0, 113, 1], [203, 0, 113, 2], [192, 0, 2, 10], [192, 0, 2, 11], [10, 96, 0, 1], [10, 244, 1, 3]];
+    let ips = move || vec(select(ips.clone()).prop_map(|ip| Ipv4Addr::from(ip).into()), 0..3);
+    let range = select(vec!["10.0.0.0/8", "198.51.100.0/24", "0.0.0.0/0", "fd00::/8"]);
+    (ips(), ips(), any::<bool>(), vec(range, 0..3), proptest::option::of(select(vec![32_000, 32_001]))).prop_map(
+        |(load_balancer_ips, external_ips, local, ranges, health_check_port)| Exposure {
+            load_balancer_ips: load_balancer_ips.into(),
+            external_ips: external_ips.into(),
+            local,
+            source_ranges: ranges.into_iter().filter_map(|range| range.parse().ok()).collect(),
+            health_check_port,
+        },
+    )
+}
+
+fn host_port() -> impl Strategy<Value = HostPort> {
+    let host_ip = proptest::option::of(select(vec![[192, 0, 2, 10], [127, 0, 0, 1], [192, 0, 2, 99]]));
+    (host_ip, select(vec![30_080, 8080]), select(vec![Protocol::Tcp, Protocol::Sctp]), select(SERVICES.to_vec()), 1..3u8)
+        .prop_map(|(host_ip, host_port, protocol, pod, last)| HostPort {
+            host_ip: host_ip.map(Ipv4Addr::from),
+            host_port,
+            protocol,
+            pod: name(pod),
+            pod_ip: Ipv4Addr::new(10, 244, 0, last),
+            pod_port: 8080,
+        })
+}
+
 fn slice() -> impl Strategy<Value = EndpointSlice> {
-    let port = (select(vec!["http", "dns"]), select(vec![8080, 5353]), select(vec![Protocol::Tcp, Protocol::Udp]));
-    let endpoint = (1..6u8, any::<bool>(), any::<bool>(), any::<bool>(), proptest::option::of(select(NODES.to_vec())));
+    let port =
+        (select(vec!["http", "dns"]), select(vec![8080, 5353, 53]), select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]));
+    let address = prop_oneof![
+        8 => (1..6u8).prop_map(|host| Ipv4Addr::new(10, 244, 1, host)),
+        1 => select(vec![Ipv4Addr::new(10, 96, 0, 1), Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(192, 0, 2, 11)]),
+    ];
+    let hints = (vec(select(ZONES.to_vec()), 0..2), vec(select(NODES.to_vec()), 0..2));
+    let place = (proptest::option::of(select(NODES.to_vec())), proptest::option::of(hints));
+    let endpoint = (address, any::<bool>(), any::<bool>(), any::<bool>(), place);
     (vec(port, 0..3), vec(endpoint, 0..5)).prop_map(|(ports, endpoints)| EndpointSlice {
         ports: ports.into_iter().map(|(name, port, protocol)| EndpointPort { name: name.into(), port, protocol }).collect(),
         endpoints: endpoints
             .into_iter()
-            .map(|(host, ready, serving, terminating, node)| Endpoint {
-                address: Ipv4Addr::new(10, 244, 1, host).into(),
+            .map(|(address, ready, serving, terminating, (node, hints))| Endpoint {
+                address: address.into(),
                 ready,
                 serving,
                 terminating,
                 node: node.map(Into::into),
+                hints: hints.map(|(zones, nodes)| {
+                    let names = |texts: Vec<&str>| texts.into_iter().map(Into::into).collect();
+                    Box::new(Hints { zones: names(zones), nodes: names(nodes) })
+                }),
             })
             .collect(),
     })
@@ -124,8 +201,11 @@ fn batches() -> impl Strategy<Value = Vec<Vec<Event>>> {
     vec(vec(event(), 1..5), 1..12)
 }
 
-/// Flags, and the sorted targets of the run.
-type Frontend = (u32, Vec<(Ip4, Port)>);
+/// A backend, and what it is used for.
+type Used = (Ip4, Port, u8, u8);
+
+/// Flags, seconds of affinity, and the sorted backends of both runs.
+type Frontend = (u32, u32, Vec<Used>, Vec<Used>);
 
 /// Maps without what depends on the way to them: ids, generations, slots.
 #[derive(Debug, PartialEq)]
@@ -133,47 +213,87 @@ struct Resolved {
     addresses: Vec<(Ip4, Address)>,
     routes: Vec<(String, shunt_common::address::Route)>,
     host_routes: Vec<String>,
+    node_ports: BTreeMap<u32, u64>,
+    /// Prefixes by frontend.
+    source_ranges: BTreeMap<ServiceKey<V4>, Vec<(u32, Ip4)>>,
     services: BTreeMap<ServiceKey<V4>, Frontend>,
     /// All in use, sorted.
-    backends: Vec<(Ip4, Port, u16)>,
+    backends: Vec<Used>,
 }
 
 fn held(actual: &Actual) -> Resolved {
+    let used = |backend: &Backend<V4>| (backend.addr, backend.port, backend.state, backend.flags);
+    let targets = |run: &Run| -> Vec<Used> {
+        let used: BTreeSet<Used> = run.slots().map(|slot| used(&actual.backends[&actual.slots[&slot]])).collect();
+        used.into_iter().collect()
+    };
     let services = actual.services.iter().map(|(&key, service)| {
-        let ids = (service.base..service.base + service.count).map(|slot| actual.slots[&slot]);
-        let mut targets: Vec<_> = ids.map(|id| (actual.backends[&id].addr, actual.backends[&id].port)).collect();
-        targets.sort();
-        (key, (service.flags, targets))
+        (key, (service.flags, service.affinity_secs, targets(&service.cluster), targets(&service.outside)))
     });
-    let in_use = actual.backends.values().filter(|backend| backend.state != state::FREE);
-    let mut backends: Vec<_> = in_use.map(|backend| (backend.addr, backend.port, backend.state)).collect();
+    let limited = actual.services.iter().filter(|(_, service)| service.flags & flags::SOURCE_RANGES != 0);
+    let source_ranges = limited.map(|(&key, service)| {
+        let own = actual.source_ranges.iter().filter(|range| range.clients.service == service.id);
+        (key, own.map(|range| (range.len, range.clients.addr)).collect())
+    });
+    let source_ranges: BTreeMap<_, Vec<_>> = source_ranges.collect();
+    let numbers: BTreeSet<u32> = actual.services.values().map(|service| service.id).collect();
+    assert!(actual.source_ranges.iter().all(|range| numbers.contains(&range.clients.service)), "a range of nobody's");
+    let mut backends: Vec<_> = actual.backends.values().filter(|backend| backend.state != state::FREE).map(used).collect();
     backends.sort();
     Resolved {
         addresses: actual.addresses.iter().map(|(k, v)| (*k, *v)).filter(|(_, address)| address.kind != kind::POD).collect(),
         routes: actual.routes.iter().map(|(prefix, route)| (format!("{}/{}", prefix.addr, prefix.len), *route)).collect(),
         host_routes: actual.host_routes.iter().map(ToString::to_string).collect(),
+        node_ports: actual.node_ports.clone(),
+        source_ranges,
         services: services.collect(),
         backends,
     }
 }
 
 fn wanted(desired: &Desired) -> Resolved {
-    let services = desired.services.iter().map(|(&key, frontend)| {
-        let active = frontend.backends.iter().filter(|(_, is_draining)| !**is_draining);
-        (key, (frontend.flags, active.map(|(target, _)| (target.addr, target.port)).collect()))
+    let group = |key: &GroupKey| {
+        desired.groups[key].backends.iter().map(|(target, it)| {
+            let state = if it.draining { state::DRAINING } else { state::ACTIVE };
+            (target.addr, target.port, state, if it.local { backend_flags::LOCAL } else { 0 })
+        })
+    };
+    let active = |key: &GroupKey| -> Vec<Used> { group(key).filter(|used| used.2 == state::ACTIVE).collect() };
+    let services = desired.frontends.iter().map(|(&key, frontend)| {
+        let [cluster, outside] = frontend.groups(key.proto);
+        (key, (frontend.flags, frontend.affinity_secs, active(&cluster), active(&outside)))
     });
-    let all = desired.services.values().flat_map(|frontend| &frontend.backends);
-    let mut backends: Vec<_> = all
-        .map(|(target, &is_draining)| (target.addr, target.port, if is_draining { state::DRAINING } else { state::ACTIVE }))
-        .collect();
+    let limited = desired.frontends.iter().filter(|(_, frontend)| frontend.is_limited());
+    let source_ranges = limited.map(|(&key, frontend)| {
+        let shunt::compile::desired::Owner::Service(name) = &frontend.owner else { panic!("{key:?} is a pod's") };
+        let mut ranges: Vec<_> = desired.source_ranges[name]
+            .iter()
+            .map(|range| (32 + u32::from(range.prefix_len()), range.network().into()))
+            .collect();
+        ranges.sort();
+        (key, ranges)
+    });
+    let mut backends: Vec<Used> = desired.groups.keys().flat_map(group).collect();
     backends.sort();
     Resolved {
         addresses: desired.addresses.iter().map(|(k, v)| (*k, *v)).collect(),
         routes: desired.routes.iter().map(|(prefix, route)| (format!("{}/{}", prefix.addr, prefix.len), *route)).collect(),
         host_routes: desired.host_routes.iter().map(ToString::to_string).collect(),
+        node_ports: desired.node_ports.clone(),
+        source_ranges: source_ranges.collect(),
         services: services.collect(),
         backends,
     }
+}
+
+/// All frontends of a Service have its number, and no other Service has it.
+fn numbers(actual: &Actual, desired: &Desired) -> BTreeMap<u32, BTreeSet<String>> {
+    let mut numbers: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    for (key, service) in actual.services.iter().filter(|(key, _)| desired.frontends.contains_key(key)) {
+        numbers.entry(service.id).or_default().insert(desired.frontends[key].owner.to_string());
+    }
+    assert!(numbers.iter().all(|(id, owners)| *id == 0 || owners.len() == 1), "{numbers:?}");
+    numbers
 }
 
 fn read_back(kernel: &mut FakeKernel) -> Actual {
@@ -196,9 +316,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn incremental_is_full(batches in batches()) {
+    fn incremental_is_full(batches in batches(), view in views()) {
         let mut model = Model::default();
-        let mut compiler = Compiler::new(view());
+        let mut compiler = Compiler::new(view.clone());
         let mut differ = Differ::new(&Actual::default(), Capacities::default());
         let mut kernel = FakeKernel::default();
         for batch in batches {
@@ -206,25 +326,71 @@ proptest! {
             batch.into_iter().for_each(|event| event.happen(&mut model, &mut changes));
             let before = compiler.desired().clone();
             let patch = compiler.update(&model, &changes);
-            let (full, mut problems) = compile(&model, &view());
+            let (full, mut problems) = compile(&model, &view);
             prop_assert_eq!(compiler.desired(), &full);
             let mut known = compiler.problems();
             known.sort();
             problems.sort();
             prop_assert_eq!(known, problems);
-            for (key, frontend) in &before.services {
-                let is_changed = full.services.get(key) != Some(frontend);
-                prop_assert_eq!(patch.services.contains(key), is_changed, "a patch names what changed and nothing else");
+            for (key, frontend) in &before.frontends {
+                let is_changed = full.frontends.get(key) != Some(frontend);
+                prop_assert_eq!(patch.frontends.contains(key), is_changed, "a patch names what changed and nothing else");
             }
+            for (key, group) in &before.groups {
+                let is_changed = full.groups.get(key) != Some(group);
+                prop_assert_eq!(patch.groups.contains(key), is_changed, "a patch names what changed and nothing else");
+            }
+            for (port, health_check) in &full.health_checks {
+                let is_changed = before.health_checks.get(port) != Some(health_check);
+                prop_assert_eq!(patch.health_checks.contains(port), is_changed);
+            }
+            let named = full.frontends.iter().flat_map(|(key, frontend)| frontend.groups(key.proto)).collect::<BTreeSet<_>>();
+            prop_assert!(named.iter().eq(full.groups.keys()), "groups are those that frontends name");
+            let known = numbers(kernel.held(), &before);
             let plan = differ.plan(&full, &patch);
             prop_assert_eq!(kernel.carry_out(&plan.steps), Ok(()), "{:#?}", plan.steps);
             prop_assert_eq!(held(kernel.held()), wanted(&full));
             prop_assert_eq!(differ.problems(), vec![]);
+            for (number, owners) in numbers(kernel.held(), &full) {
+                let moved = known.iter().any(|(before, others)| others == &owners && *before != number && before.min(&number) != &0);
+                prop_assert!(!moved, "a Service keeps its number while it has a frontend");
+            }
         }
         let desired = compiler.desired().clone();
         prop_assert_eq!(differ.reconcile(&desired).steps, vec![]);
         let plan = Differ::new(&read_back(&mut kernel), Capacities::default()).reconcile(&desired);
         prop_assert_eq!(plan.steps, vec![], "a restart changes nothing");
+    }
+
+    #[test]
+    fn host_ports_come_and_go_among_services(
+        steps in vec((vec(event(), 0..4), vec(host_port(), 0..4)), 1..8),
+        view in views(),
+    ) {
+        let mut model = Model::default();
+        let mut compiler = Compiler::new(view.clone());
+        let mut differ = Differ::new(&Actual::default(), Capacities::default());
+        let mut kernel = FakeKernel::default();
+        for (events, host_ports) in steps {
+            let mut changes = Changes::default();
+            events.into_iter().for_each(|event| event.happen(&mut model, &mut changes));
+            let host_ports: BTreeSet<HostPort> = host_ports.into_iter().collect();
+            let patch = compiler.update(&model, &changes);
+            let plan = differ.plan(compiler.desired(), &patch);
+            prop_assert_eq!(kernel.carry_out(&plan.steps), Ok(()), "{:#?}", plan.steps);
+            let patch = compiler.set_host_ports(&model, host_ports.clone());
+            let plan = differ.plan(compiler.desired(), &patch);
+            prop_assert_eq!(kernel.carry_out(&plan.steps), Ok(()), "{:#?}", plan.steps);
+            prop_assert_eq!(held(kernel.held()), wanted(compiler.desired()));
+            let mut anew = Compiler::new(view.clone());
+            anew.set_host_ports(&model, host_ports);
+            anew.update(&model, &Changes::all(&model));
+            prop_assert_eq!(compiler.desired(), anew.desired());
+            prop_assert_eq!(compiler.problems(), anew.problems());
+            let patch = compiler.set_view(view.clone(), &model);
+            prop_assert_eq!(patch, Default::default(), "a view that is the same changes nothing");
+        }
+        restart(&mut kernel, compiler.desired())?;
     }
 
     #[test]
@@ -261,9 +427,9 @@ proptest! {
     }
 
     #[test]
-    fn a_crash_anywhere_is_made_good(batches in batches(), cuts in vec(any::<proptest::sample::Index>(), 12)) {
+    fn a_crash_anywhere_is_made_good(batches in batches(), cuts in vec(any::<proptest::sample::Index>(), 12), view in views()) {
         let mut model = Model::default();
-        let mut compiler = Compiler::new(view());
+        let mut compiler = Compiler::new(view);
         let mut kernel = FakeKernel::default();
         for (batch, cut) in batches.into_iter().zip(cuts) {
             let mut changes = Changes::default();
@@ -292,7 +458,8 @@ proptest! {
 
     #[test]
     fn a_full_map_disturbs_nothing(batches in batches(), slots in 0..12u32, backends in 0..12u32, services in 0..4u32) {
-        let capacities = Capacities { slots, backends, services, addresses: Capacities::PODS + 3, routes: 2 };
+        let capacities =
+            Capacities { slots, backends, services, addresses: Capacities::PODS + 3, routes: 2, ..Capacities::default() };
         let mut model = Model::default();
         let mut compiler = Compiler::new(view());
         let mut differ = Differ::new(&Actual::default(), capacities);
@@ -315,6 +482,7 @@ proptest! {
             prop_assert!(actual.slots.keys().all(|&slot| slot < slots) && actual.backends.keys().all(|&id| 0 < id && id < backends.max(1)));
             if differ.problems().is_empty() {
                 prop_assert_eq!(held(actual), wanted(compiler.desired()));
+                numbers(actual, compiler.desired());
             } else {
                 let every_refusal_says_where = differ.problems().iter().all(|problem| problem.message.contains(" is full") && problem.object.is_some());
                 prop_assert!(every_refusal_says_where);
@@ -334,9 +502,14 @@ proptest! {
 /// Maps as no agent leaves them: Services over each other's slots, slots without backends, forgotten backends.
 fn garbage() -> impl Strategy<Value = Actual> {
     let address = (any::<u8>(), select(vec![kind::POD, kind::HOST, kind::NODE, kind::SERVICE]));
-    let service = (1..4u8, select(vec![80u16, 53]), 0..12u32, 0..5u32, 0..3u32);
-    (vec(address, 0..5), vec(service, 0..5), vec((0..12u32, 0..8u32), 0..12), vec((1..8u32, 1..5u8, 0..4u16, 0..3u32), 0..8))
-        .prop_map(|(addresses, services, slots, backends)| Actual {
+    let run = || (0..12u32, 0..5u32).prop_map(|(base, count)| Run { base, count });
+    let bits = select(vec![0, flags::MAGLEV, flags::SOURCE_RANGES]);
+    let service = (1..4u8, select(vec![80u16, 53]), run(), run(), bits, select(vec![0, 1, 2, u32::MAX]));
+    let backend = (1..8u32, 1..5u8, 0..4u8, 0..3u32);
+    let range = (select(vec![0, 31, 40, 64]), select(vec![0, 1, 2, u32::MAX]));
+    let limits = (vec(range, 0..4), vec((0..3072u32, 1..u64::MAX), 0..3));
+    (vec(address, 0..5), vec(service, 0..5), vec((0..12u32, 0..8u32), 0..12), vec(backend, 0..8), limits).prop_map(
+        |(addresses, services, slots, backends, (ranges, node_ports))| Actual {
             addresses: addresses
                 .into_iter()
                 .map(|(host, kind)| {
@@ -348,10 +521,10 @@ fn garbage() -> impl Strategy<Value = Actual> {
                 .collect(),
             services: services
                 .into_iter()
-                .map(|(host, port, base, count, flags)| {
+                .map(|(host, port, cluster, outside, flags, id)| {
                     let key =
                         ServiceKey { addr: Ip4::new(10, 96, 0, host), port: Port::from_host(port), proto: 6, reserved: 0 };
-                    (key, service::Service { base, count, flags })
+                    (key, service::Service { cluster, outside, flags, affinity_secs: 0, id })
                 })
                 .collect(),
             slots: slots.into_iter().collect(),
@@ -364,12 +537,19 @@ fn garbage() -> impl Strategy<Value = Actual> {
                             addr: Ip4::new(10, 244, 1, host),
                             port: Port::from_host(8080),
                             state: state.min(2),
+                            flags: 0,
                             generation,
                         },
                     )
                 })
                 .collect(),
+            source_ranges: ranges
+                .into_iter()
+                .map(|(len, service)| SourceRange { len, clients: ServiceClient { service, addr: Ip4::new(10, 0, 0, 0) } })
+                .collect(),
+            node_ports: node_ports.into_iter().collect(),
             host_routes: "198.51.100.0/24".parse().into_iter().collect(),
             ..Actual::default()
-        })
+        },
+    )
 }

@@ -16,6 +16,7 @@ use std::{
 use proptest::prelude::*;
 use shunt::{
     attachment::AttachmentKey,
+    ending::{Teller, ending},
     socket::{
         claim::{Claim, Holder},
         client::{Client, ClientError},
@@ -26,7 +27,7 @@ use shunt::{
         server::{self, Handler, Limits},
     },
 };
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, task::JoinHandle};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -79,7 +80,9 @@ impl Handler for Fake {
 struct Agent {
     dir: tempfile::TempDir,
     fake: Arc<Fake>,
-    _runtime: tokio::runtime::Runtime,
+    teller: Teller,
+    task: JoinHandle<()>,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Agent {
@@ -91,11 +94,12 @@ impl Agent {
         let claim = Claim::take(dir.path(), &holder).unwrap();
         let listener = runtime.block_on(async { claim.listen().unwrap() });
         let handler = fake.clone();
-        runtime.spawn(async move {
+        let (teller, ending) = ending();
+        let task = runtime.spawn(async move {
             let _claim = claim;
-            server::serve(listener, handler, limits).await;
+            server::serve(listener, handler, limits, ending).await;
         });
-        Self { dir, fake, _runtime: runtime }
+        Self { dir, fake, teller, task, runtime }
     }
 
     fn path(&self) -> PathBuf {
@@ -313,4 +317,27 @@ proptest! {
         let _ = serde_json::from_slice::<MonitorEvent>(&line);
         let _ = serde_json::from_str::<Request>(&text);
     }
+}
+
+#[test]
+fn at_the_end_whoever_is_owed_something_gets_it_and_nobody_else_is_waited_for() {
+    let agent = Agent::new(Limits::default());
+    let mut idle = agent.client();
+    idle.pods().unwrap();
+    let mut amid_add = agent.client();
+    let add = PodAdd {
+        attachment: key(),
+        network: "n".to_owned(),
+        netns: "/run/netns/x".into(),
+        pod: shunt::attachment::PodIdentity::default(),
+    };
+    // Whatever came of the first phase.
+    amid_add.pod_add(add).unwrap_err();
+    let mut events = agent.client().monitor(false).unwrap();
+    agent.teller.tell();
+    assert!(events.next().is_none_or(|event| event.is_err()), "a listener is let go");
+    assert!(matches!(idle.pods(), Err(ClientError::Broken { .. })), "an idle client is let go");
+    amid_add.pod_attach(PodAttach { attachment: key() }).unwrap();
+    agent.runtime.block_on(async { tokio::time::timeout(PATIENCE, agent.task).await }).unwrap().unwrap();
+    assert_eq!(agent.fake.attached.load(Ordering::SeqCst), 1);
 }

@@ -1,18 +1,23 @@
 //! Every map: key, value, sole writer, readers, and what happens when it is full. Names, versions and default capacities are in
 //! `shunt_common::maps`; the agent may set other capacities when it loads.
 
+use core::ptr;
+
 use aya_ebpf::{
+    helpers::generated::bpf_get_prandom_u32,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use shunt_common::{
     address::{Address, Route},
-    config::NodeConfig,
+    affinity::Affinity,
+    config::{NodeConfig, SkbLayout},
     conntrack::{CtEntry, CtKey},
     fragment::{Fragment, FragmentKey},
     maps,
     net::{Family, Ip4, Mac, Port, V4},
-    service::{Backend, Service, ServiceKey},
+    service::{Backend, Service, ServiceClient, ServiceKey, node_port_bit},
+    shortcut::{self, Shortcut},
 };
 
 /// Exact address -> owner. Writer: the agent. Readers: all programs. Full: the agent reports it, existing entries stay.
@@ -35,6 +40,20 @@ static SLOTS: Array<u32> = Array::with_max_entries(maps::SLOTS.capacity, 0);
 #[map]
 static BACKENDS: Array<Backend<V4>> = Array::with_max_entries(maps::BACKENDS.capacity, 0);
 
+/// Word of ports -> bits of those that some frontend at a node's address has. Writer: the agent. Readers: `stages::service`.
+#[map]
+static NODE_PORTS: Array<u64> = Array::with_max_entries(maps::NODE_PORTS.capacity, 0);
+
+/// Service and prefix -> 1 for clients that are let in. Writer: the agent. Readers: `stages::service`. Full: the agent reports it, and
+/// clients of prefixes that found no room are kept out.
+#[map]
+static SOURCE_RANGES: LpmTrie<ServiceClient<V4>, u32> = LpmTrie::with_max_entries(maps::SOURCE_RANGES.capacity, 0);
+
+/// Service and client -> the backend that the client had last, for Services with session affinity. Writer and reader: `stages::service`.
+/// Full: the client that was away the longest is forgotten.
+#[map]
+static AFFINITY: LruHashMap<ServiceClient<V4>, Affinity<V4>> = LruHashMap::with_max_entries(maps::AFFINITY.capacity, 0);
+
 /// Tuple -> flow entry. Writers: `stages::conntrack`; the agent's sweeper removes what has expired. Full: new translated flows are
 /// refused and counted, direct ones go on untracked, live ones are left alone.
 #[map]
@@ -44,6 +63,20 @@ static CONNTRACK: HashMap<CtKey<V4>, CtEntry<V4>> = HashMap::with_max_entries(ma
 /// address and of a route. Reader: `stages::route`.
 #[map]
 static EPOCH: Array<u32> = Array::with_max_entries(maps::EPOCH.capacity, 0);
+
+/// Hash of a tuple -> a random stamp, another after each change of `CONNTRACK` under a tuple of that hash. Writer: `stages::conntrack`. Reader: `stages::shortcut`.
+#[map]
+static CHANGES: Array<u32> = Array::with_max_entries(maps::CHANGES.capacity, 0);
+
+/// Hash of a tuple -> what was decided for its flow's packets. Writer and reader: `stages::shortcut`. Not pinned: programs that are loaded
+/// anew begin without. Full: a slot belongs to the flow that came last.
+#[map]
+static SHORTCUTS: PerCpuArray<Shortcut<V4>> = PerCpuArray::with_max_entries(shortcut::SLOTS, 0);
+
+/// Index 0: whether the node is being taken over from other software, so that a flow that is not known may be one of the host's stack.
+/// Writer: the agent. Reader: `stages::stack`, for packets of no known flow.
+#[map]
+static TAKEOVER: Array<u32> = Array::with_max_entries(maps::TAKEOVER.capacity, 0);
 
 /// Datagram -> what its fragments share. Writer and reader: `stages::fragment`. Full: the least recently used datagram is
 /// forgotten, its remaining fragments go to reassembly.
@@ -81,6 +114,17 @@ static NODE: NodeConfig = NodeConfig {
     underlay_mask: Ip4::UNSPECIFIED,
 };
 
+/// What the loader knows of the kernel's `struct sk_buff`; constant as above.
+#[unsafe(no_mangle)]
+static SKB: SkbLayout = SkbLayout::UNKNOWN;
+
+/// Where a packet's `struct sk_buff` has what no context field shows.
+#[inline(always)]
+pub(crate) fn skb_layout() -> SkbLayout {
+    // SAFETY: a live static; volatile, because the loader changes what the compiler sees as constant.
+    unsafe { ptr::read_volatile(&raw const SKB) }
+}
+
 /// Reads one field of this node's constants.
 macro_rules! node {
     ($field:ident) => {{
@@ -104,8 +148,14 @@ pub(crate) trait FamilyMaps: Family {
     fn services() -> &'static HashMap<ServiceKey<Self>, Service>;
     /// `BACKENDS`.
     fn backends() -> &'static Array<Backend<Self>>;
+    /// `AFFINITY`.
+    fn affinity() -> &'static LruHashMap<ServiceClient<Self>, Affinity<Self>>;
+    /// Whether `SOURCE_RANGES` lets a client in.
+    fn lets_in(client: ServiceClient<Self>) -> bool;
     /// `CONNTRACK`.
     fn conntrack() -> &'static HashMap<CtKey<Self>, CtEntry<Self>>;
+    /// `SHORTCUTS`.
+    fn shortcuts() -> &'static PerCpuArray<Shortcut<Self>>;
     /// `FRAGMENTS`.
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment>;
     /// Longest match in `ROUTES`.
@@ -135,8 +185,23 @@ impl FamilyMaps for V4 {
     }
 
     #[inline(always)]
+    fn affinity() -> &'static LruHashMap<ServiceClient<V4>, Affinity<V4>> {
+        &AFFINITY
+    }
+
+    #[inline(always)]
+    fn lets_in(client: ServiceClient<V4>) -> bool {
+        SOURCE_RANGES.get(Key::new(64, client)).is_some()
+    }
+
+    #[inline(always)]
     fn conntrack() -> &'static HashMap<CtKey<V4>, CtEntry<V4>> {
         &CONNTRACK
+    }
+
+    #[inline(always)]
+    fn shortcuts() -> &'static PerCpuArray<Shortcut<V4>> {
+        &SHORTCUTS
     }
 
     #[inline(always)]
@@ -169,6 +234,33 @@ impl FamilyMaps for V4 {
 #[inline(always)]
 pub(crate) fn epoch() -> u32 {
     EPOCH.get(0).copied().unwrap_or(0)
+}
+
+/// The stamp of the latest change in `CONNTRACK` under a tuple of this hash.
+#[inline(always)]
+pub(crate) fn last_change(hash: u32) -> u32 {
+    CHANGES.get(shortcut::stamp(hash)).copied().unwrap_or(0)
+}
+
+/// Notes that `CONNTRACK` has changed under a tuple of this hash.
+#[inline(always)]
+pub(crate) fn note_change(hash: u32) {
+    if let Some(stamp) = CHANGES.get_ptr_mut(shortcut::stamp(hash)) {
+        // SAFETY: a helper without arguments; and a live value of the map, stored whole whatever other CPUs store at the same time.
+        unsafe { ptr::write_volatile(stamp, bpf_get_prandom_u32()) };
+    }
+}
+
+/// What becomes of packets of no known flow: one of [`shunt_common::conntrack::takeover`].
+#[inline(always)]
+pub(crate) fn takeover() -> u32 {
+    TAKEOVER.get(0).copied().unwrap_or(0)
+}
+
+/// Whether some frontend at an address of this node has a port.
+#[inline(always)]
+pub(crate) fn is_node_port(proto: u8, port: Port) -> bool {
+    node_port_bit(proto, port).is_some_and(|(index, bit)| NODE_PORTS.get(index).is_some_and(|word| word & bit != 0))
 }
 
 /// The backend id in a slot.

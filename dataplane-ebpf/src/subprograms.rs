@@ -10,7 +10,7 @@ use crate::{
     count,
     packet::{parse::Flow, refuse::Refusal, skb::Skb},
     stages::{
-        fragment, icmp,
+        fragment, icmp, service,
         snat::{self, Opening},
     },
 };
@@ -32,7 +32,12 @@ where
     fn resolve_fragment(flow: &mut Flow<Self>, how: u32) -> u32;
 
     /// [`Refusal::refuse`]: 0 if it did.
-    fn make_error(skb: *mut __sk_buff, code_mtu: u32) -> u32;
+    fn make_error(skb: *mut __sk_buff, what_mtu: u32) -> u32;
+
+    /// [`service::try_choose`].
+    fn choose_backend(opening: &mut Opening<Self>, client: u32) -> u32
+    where
+        Self: crate::packet::parse::Ip;
 }
 
 impl Subprograms for V4 {
@@ -52,8 +57,13 @@ impl Subprograms for V4 {
     }
 
     #[inline(always)]
-    fn make_error(skb: *mut __sk_buff, code_mtu: u32) -> u32 {
-        make_error_v4(skb, code_mtu)
+    fn make_error(skb: *mut __sk_buff, what_mtu: u32) -> u32 {
+        make_error_v4(skb, what_mtu)
+    }
+
+    #[inline(always)]
+    fn choose_backend(opening: &mut Opening<V4>, client: u32) -> u32 {
+        choose_backend_v4(opening, client)
     }
 }
 
@@ -83,8 +93,15 @@ extern "C" fn resolve_fragment_v4(flow: *mut Flow<V4>, how: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn make_error_v4(skb: *mut __sk_buff, code_mtu: u32) -> u32 {
-    V4::refuse(Skb::new(skb), (code_mtu >> 16) as u8, code_mtu as u16).is_err() as u32
+extern "C" fn make_error_v4(skb: *mut __sk_buff, what_mtu: u32) -> u32 {
+    V4::refuse(Skb::new(skb), (what_mtu >> 16) as u16, what_mtu as u16).is_err() as u32
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_backend_v4(opening: *mut Opening<V4>, client: u32) -> u32 {
+    // SAFETY: as above.
+    unsafe { opening.as_mut() }.map_or(NULL, |opening| service::try_choose(opening, client))
 }
 
 /// [`count::tell`].

@@ -16,14 +16,18 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 
 mod arena;
+mod bare_client;
 mod bpf;
 mod connections;
 mod control;
+mod control_files;
+mod large;
 mod latency;
 mod packets;
 mod pin;
 mod report;
 mod restart;
+mod takeover;
 mod throughput;
 mod translation;
 
@@ -53,6 +57,11 @@ impl Options {
     fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick { 3 } else { 7 }).max(1)
     }
+
+    /// Rounds of what swings from one to the next: many short ones have a steadier median than few long ones.
+    fn many_rounds(&self) -> usize {
+        self.rounds() * if self.quick { 1 } else { 3 }
+    }
 }
 
 /// A measurement of some rows of the table.
@@ -65,7 +74,9 @@ const GROUPS: &[(&str, Measure)] = &[
     ("connections", connections::measure),
     ("translation", translation::measure),
     ("control", control::measure),
+    ("control-files", control_files::measure),
     ("restart", restart::measure),
+    ("takeover", takeover::measure),
 ];
 
 /// Measures and prints.

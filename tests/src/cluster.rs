@@ -1,12 +1,14 @@
-//! The cluster's state as its nodes see it: a directory of Kubernetes YAML.
+//! The cluster's state as its nodes see it: a directory of Kubernetes YAML, and an API server with the same objects if there is one.
 
 use std::{
-    fs,
+    fmt, fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 /// A cluster state directory. Files appear by rename, as a careful writer does it.
@@ -14,6 +16,31 @@ use serde_json::{Value, json};
 pub struct Cluster {
     dir: PathBuf,
     staging: PathBuf,
+    api: Option<Arc<dyn Api>>,
+}
+
+/// An API server that is written to.
+pub trait Api: fmt::Debug + Send + Sync {
+    /// Creates or replaces an object.
+    ///
+    /// # Errors
+    /// It is refused.
+    fn put(&self, object: &Value) -> Result<()>;
+
+    /// Deletes an object, known by its kind and names.
+    ///
+    /// # Errors
+    /// It is not there.
+    fn delete(&self, object: &Value) -> Result<()>;
+
+    /// Is not to be reached any more, and breaks every connection. Objects stay.
+    fn down(&self);
+
+    /// Can be reached again.
+    ///
+    /// # Errors
+    /// Its address in the lab is taken.
+    fn up(&self) -> Result<()>;
 }
 
 /// A Service port and the port of its backends.
@@ -81,7 +108,28 @@ impl Cluster {
         let staging = dir.with_extension("staging");
         fs::create_dir_all(dir)?;
         fs::create_dir_all(&staging)?;
-        Ok(Self { dir: dir.to_owned(), staging })
+        Ok(Self { dir: dir.to_owned(), staging, api: None })
+    }
+
+    /// Gives all objects there are to an API server too, and those that come.
+    ///
+    /// # Errors
+    /// One is refused.
+    pub fn attach(&mut self, api: Arc<dyn Api>) -> Result<()> {
+        let mut files: Vec<_> = fs::read_dir(&self.dir)?.flatten().map(|entry| entry.file_name()).collect();
+        files.sort();
+        for file in files {
+            for object in self.documents(Path::new(&file))? {
+                api.put(&object)?;
+            }
+        }
+        self.api = Some(api);
+        Ok(())
+    }
+
+    fn documents(&self, file: &Path) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.dir.join(file)).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_yaml::Deserializer::from_str(&text).map(|document| Ok(Value::deserialize(document)?)).collect()
     }
 
     /// Where the files are.
@@ -96,10 +144,11 @@ impl Cluster {
     /// It could not be written.
     pub fn put(&self, file: &str, documents: &[Value]) -> Result<()> {
         let yaml: Vec<_> = documents.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
-        self.put_text(file, &yaml.join("---\n"))
+        self.put_text(file, &yaml.join("---\n"))?;
+        self.api.iter().try_for_each(|api| documents.iter().try_for_each(|object| api.put(object)))
     }
 
-    /// Writes a file as it is, atomically.
+    /// Writes a file as it is, atomically. An API server is not told.
     ///
     /// # Errors
     /// It could not be written.
@@ -109,11 +158,14 @@ impl Cluster {
         fs::rename(&staged, self.dir.join(file)).with_context(|| format!("cannot place {file}"))
     }
 
-    /// Removes a file.
+    /// Removes a file, and its objects from the API server.
     ///
     /// # Errors
     /// There is none of that name.
     pub fn remove(&self, file: &str) -> Result<()> {
+        if let Some(api) = &self.api {
+            self.documents(Path::new(file))?.iter().try_for_each(|object| api.delete(object))?;
+        }
         fs::remove_file(self.dir.join(file)).with_context(|| format!("cannot remove {file}"))
     }
 

@@ -71,13 +71,19 @@ impl Lab {
     /// Something could not be made; what had been made is removed.
     pub fn build(topology: &Topology) -> Result<Self> {
         let mut lab = Self::wired(topology)?;
-        for node in &mut lab.nodes {
+        lab.start_agents()?;
+        Ok(lab)
+    }
+
+    /// Starts every agent of a lab that is only wired, and waits until all are healthy.
+    ///
+    /// # Errors
+    /// One isn't.
+    pub fn start_agents(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
             node.start_agent()?;
         }
-        for node in &lab.nodes {
-            node.wait_ready()?;
-        }
-        Ok(lab)
+        self.nodes.iter().try_for_each(Node::wait_ready)
     }
 
     /// Builds it with the cluster's state written, but starts no agent.
@@ -240,6 +246,16 @@ impl Lab {
     #[must_use]
     pub fn fabric(&self) -> &Netns {
         self.surroundings.as_ref().map(|around| &around.fabric).unwrap_or_else(|| panic!("this lab has no switch"))
+    }
+
+    /// Gives every interface on the switch another MTU.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_underlay_mtu(&self, mtu: u32) -> Result<()> {
+        let around = self.surroundings.as_ref().context("this lab has no switch")?;
+        let nodes = self.nodes.iter().map(|node| (node.name.as_str(), &node.netns));
+        around.set_mtu(nodes, mtu)
     }
 
     /// Leaves it standing when dropped, until `shunt-lab down`.

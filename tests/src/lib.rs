@@ -17,16 +17,22 @@
 //! namespaces, pins and cgroups carry the lab's id. Dropping a [`lab::Lab`] removes all of it; what a killed process left
 //! behind is removed by the next lab. Needs root, and nothing of shunt but the binary that `SHUNT_BIN` names.
 
+pub mod api_server;
 pub mod bench;
 pub mod capture;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod flannel;
+pub mod flannel_rules;
+pub mod foreign;
 pub mod lab;
 pub mod netns;
 pub mod node;
 pub mod plain;
 pub mod pod;
+pub mod real_api;
+pub mod scene;
 pub mod service;
 pub mod standing;
 pub mod synthetic;

@@ -40,6 +40,7 @@ pub struct Node {
     pins: PathBuf,
     cgroup: PathBuf,
     cluster: PathBuf,
+    kubeconfig: Option<PathBuf>,
     uplink: String,
     agent: Option<Child>,
 }
@@ -80,6 +81,7 @@ impl Node {
             dir,
             cgroup,
             cluster: cluster.to_owned(),
+            kubeconfig: None,
             uplink: UPLINK.to_owned(),
             agent: None,
         })
@@ -121,6 +123,12 @@ impl Node {
         self.dir.join("state")
     }
 
+    /// Where its CNI plugins and its runtime keep what they gave, before it is ours.
+    #[must_use]
+    pub fn cni_state_dir(&self) -> PathBuf {
+        self.dir.join("cni")
+    }
+
     /// A configuration file that the agent is given if it exists.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
@@ -134,17 +142,28 @@ impl Node {
     pub fn agent_command(&self, cluster: Option<&Path>) -> Result<Command> {
         let mut command = self.netns.command(shunt_binary()?);
         command.args(["agent", "--node-name", &self.name, "--underlay", &self.uplink]);
-        command.arg("--cluster-state").arg(cluster.unwrap_or(&self.cluster));
+        match (cluster, &self.kubeconfig) {
+            (None, Some(kubeconfig)) => command.arg("--kubeconfig").arg(kubeconfig),
+            (dir, _) => command.arg("--cluster-state").arg(dir.unwrap_or(&self.cluster)),
+        };
         command.arg("--run-dir").arg(self.dir.join("run"));
         command.arg("--state-dir").arg(self.state_dir());
         command.arg("--pin-dir").arg(&self.pins);
         command.arg("--cgroup").arg(&self.cgroup);
+        if self.cni_state_dir().exists() {
+            command.arg("--cni-state-dir").arg(self.cni_state_dir());
+        }
         if self.config_file().exists() {
             command.arg("--config").arg(self.config_file());
         }
         // Ctrl-C is for us, who then take everything down in order.
         command.process_group(0).stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// From its next start on, the agent takes cluster state from an API server.
+    pub fn follow_api(&mut self, kubeconfig: &Path) {
+        self.kubeconfig = Some(kubeconfig.to_owned());
     }
 
     /// Makes the machine's own namespace this node's, with one of its interfaces as underlay.
@@ -156,6 +175,8 @@ impl Node {
         self.netns.join_cgroup(&self.cgroup)?;
         interface.clone_into(&mut self.uplink);
         fs::write(self.dir.with_file_name(ON_MACHINE), &self.name)?;
+        // Its port may be another's there.
+        fs::write(self.config_file(), "httpListen: \"\"\n")?;
         Ok(())
     }
 
@@ -167,13 +188,27 @@ impl Node {
         self.start_agent_on(None)
     }
 
+    /// Starts the agent to take the node over.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_takeover(&mut self) -> Result<()> {
+        let mut command = self.agent_command(None)?;
+        command.arg("--takeover");
+        self.start(command)
+    }
+
     /// Starts the agent on another cluster state.
     ///
     /// # Errors
     /// It could not be started.
     pub fn start_agent_on(&mut self, cluster: Option<&Path>) -> Result<()> {
+        let command = self.agent_command(cluster)?;
+        self.start(command)
+    }
+
+    fn start(&mut self, mut command: Command) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
-        let mut command = self.agent_command(cluster)?;
         command.stdout(log.try_clone()?).stderr(log);
         self.agent = Some(command.spawn().with_context(|| format!("cannot start the agent of {}", self.name))?);
         Ok(())
@@ -200,21 +235,24 @@ impl Node {
     /// Asks the agent to end and waits for it.
     ///
     /// # Errors
-    /// It is not running, or didn't end.
+    /// It is not running, didn't end, or not with success.
     pub fn stop_agent(&mut self) -> Result<()> {
         let mut agent = self.agent.take().context("the agent is not running")?;
         let pid = nix::unistd::Pid::from_raw(agent.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
         let start = Instant::now();
-        while agent.try_wait()?.is_none() {
-            if start.elapsed() > READY_WITHIN {
-                agent.kill()?;
-                agent.wait()?;
-                bail!("the agent of {} didn't end on SIGTERM", self.name);
+        loop {
+            match agent.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("the agent of {} ended on SIGTERM with {status}", self.name),
+                None if start.elapsed() > READY_WITHIN => {
+                    agent.kill()?;
+                    agent.wait()?;
+                    bail!("the agent of {} didn't end on SIGTERM", self.name);
+                }
+                None => thread::sleep(Duration::from_millis(5)),
             }
-            thread::sleep(Duration::from_millis(5));
         }
-        Ok(())
     }
 
     /// Waits until the agent says that it is healthy.
@@ -288,6 +326,17 @@ impl Node {
     pub fn cleanup(&self) -> Result<String> {
         let mut command = self.netns.command(shunt_binary()?);
         command.arg("cleanup").arg("--run-dir").arg(self.dir.join("run"));
+        command.arg("--pin-dir").arg(&self.pins).arg("--state-dir").arg(self.state_dir());
+        command::run(&mut command)
+    }
+
+    /// `shunt rollback` of this node.
+    ///
+    /// # Errors
+    /// It could not be started or failed.
+    pub fn rollback(&self) -> Result<String> {
+        let mut command = self.netns.command(shunt_binary()?);
+        command.arg("rollback").arg("--run-dir").arg(self.dir.join("run"));
         command.arg("--pin-dir").arg(&self.pins).arg("--state-dir").arg(self.state_dir());
         command::run(&mut command)
     }

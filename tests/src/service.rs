@@ -102,7 +102,7 @@ impl Service {
             Ipv4Addr::from(row.key.addr) == *self.vip.ip() && row.key.port.to_host() == PORT && row.key.proto == number
         });
         let row = row.with_context(|| format!("{} {protocol} is not in the map of {}", self.vip, node.name))?;
-        let backends = row.backends.iter().map(|row| row.backend);
+        let backends = row.cluster.iter().map(|row| row.backend);
         let held = backends.map(|backend| SocketAddrV4::new(backend.addr.into(), backend.port.to_host())).collect();
         ensure!(*wanted == held, "{} {protocol} on {} leads to {held:?}, not to {wanted:?}", self.vip, node.name);
         ensure!(

@@ -1,4 +1,6 @@
-//! A made-up cluster of any size as files: nodes, and Services with endpoints spread over them.
+//! A made-up cluster of any size: nodes, and Services with endpoints spread over them; as files, or as an API server has them.
+
+mod objects;
 
 use std::{
     fmt::Write as _,
@@ -49,26 +51,37 @@ impl Cluster {
              8080\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: service-{service}-a\n  namespace: \
              default\n  labels:\n    kubernetes.io/service-name: service-{service}\naddressType: IPv4\nports:\n- name: http\n  port: 8080\n  \
              protocol: TCP\nendpoints:\n",
-            ip = Ipv4Addr::from(0x0a60_0001 + service),
+            ip = virtual_ip(service),
         );
         for endpoint in 0..endpoints {
-            let serial = service * self.endpoints + endpoint;
-            let node = serial % self.nodes.max(1);
-            let host = 2 + serial / self.nodes.max(1) % 250;
+            let (address, node) = self.endpoint(service, endpoint);
             // A String takes whatever is written to it.
             let _ = write!(
                 text,
-                "- addresses:\n  - {}\n  conditions:\n    ready: true\n    serving: true\n    terminating: false\n  nodeName: node-{node}\n",
-                Ipv4Addr::from(0x0a00_0000 + (node << 8) + host),
+                "- addresses:\n  - {address}\n  conditions:\n    ready: true\n    serving: true\n    terminating: false\n  nodeName: node-{node}\n",
             );
         }
         text
     }
 }
 
+/// The address of a Service.
+fn virtual_ip(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a60_0001 + service)
+}
+
+/// The first address of a node's pod range.
+fn pod_range(node: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0000 + (node << 8))
+}
+
+fn node_address(node: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0xac10_0001 + node)
+}
+
 fn node(number: u32) -> String {
-    let range = Ipv4Addr::from(0x0a00_0000 + (number << 8));
-    let address = Ipv4Addr::from(0xac10_0001 + number);
+    let range = pod_range(number);
+    let address = node_address(number);
     format!(
         "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-{number}\nspec:\n  podCIDR: {range}/24\n  podCIDRs:\n  - \
          {range}/24\nstatus:\n  addresses:\n  - type: InternalIP\n    address: {address}\n  - type: Hostname\n    address: node-{number}\n"

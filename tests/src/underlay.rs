@@ -23,6 +23,20 @@ pub struct Surroundings {
     pub outside: Netns,
 }
 
+impl Surroundings {
+    /// Gives the switch's ports to the router and to nodes another MTU, and what is plugged in there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mtu<'a>(&'a self, nodes: impl Iterator<Item = (&'a str, &'a Netns)>, mtu: u32) -> Result<()> {
+        for (name, netns) in nodes.chain([("router", &self.router)]) {
+            self.fabric.ip(&format!("link set to-{name} mtu {mtu}"))?;
+            netns.ip(&format!("link set {UPLINK} mtu {mtu}"))?;
+        }
+        Ok(())
+    }
+}
+
 /// Wires nodes, given in the order of their numbers, to a bridge; what runs around them runs in a cgroup of its own.
 ///
 /// # Errors

@@ -11,30 +11,14 @@ use shunt_lab::{
     cluster::Endpoint,
     lab::{Lab, eventually},
     node::Node,
-    pod::Pod,
-    service::{PORTS, SOON, Service, TARGET, serve_pod, tcp_answer},
+    scene::Scene,
+    service::{PORTS, SOON, TARGET, serve_pod, tcp_answer},
     topology::PAIR,
-    traffic::{
-        echo::{Server, TcpClient},
-        flood::Flood,
-    },
+    traffic::{echo::TcpClient, flood::Flood},
 };
 
-struct Scene {
-    lab: Lab,
-    a: Pod,
-    b: Pod,
-    c: Pod,
-    service: Service,
-    _servers: [[Server; 2]; 2],
-}
-
 fn scene() -> Result<Scene> {
-    let lab = Lab::build(&PAIR)?;
-    let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
-    let servers = [serve_pod(&b)?, serve_pod(&c)?];
-    let service = Service::create(&lab, "web", 10, &[&b, &c])?;
-    Ok(Scene { lab, a, b, c, service, _servers: servers })
+    Scene::set(Lab::build(&PAIR)?, &["b", "c"])
 }
 
 fn pause(milliseconds: u64) {
@@ -69,7 +53,7 @@ fn killing_and_restarting_the_agent_loses_nothing() -> Result<()> {
 
 #[test]
 fn what_changed_while_the_agent_was_dead_is_applied_when_it_returns() -> Result<()> {
-    let Scene { mut lab, a, b, c, service, _servers } = scene()?;
+    let Scene { mut lab, a, b, c, service, servers: _servers } = scene()?;
     lab.node_mut("n1").kill_agent()?;
     lab.cluster.put_endpoints("web", &PORTS, &[Endpoint::ready(c.address, "n2")])?;
     lab.cluster.put_service("new", std::net::Ipv4Addr::new(10, 96, 0, 11), &PORTS)?;
@@ -90,7 +74,7 @@ fn what_changed_while_the_agent_was_dead_is_applied_when_it_returns() -> Result<
 
 #[test]
 fn an_agent_that_is_asked_to_end_leaves_the_dataplane_in_place() -> Result<()> {
-    let Scene { mut lab, a, service, _servers, .. } = scene()?;
+    let Scene { mut lab, a, service, servers: _servers, .. } = scene()?;
     lab.node_mut("n1").stop_agent()?;
     tcp_answer(&a.netns, service.vip)?;
     lab.node_mut("n1").start_agent()?;
@@ -107,7 +91,7 @@ fn healthy(node: &Node) -> Result<bool> {
 
 #[test]
 fn a_bad_document_is_refused_and_everything_else_goes_on() -> Result<()> {
-    let Scene { lab, a, b, service, _servers, .. } = scene()?;
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene()?;
     let n1 = lab.node("n1");
     let bad = [
         "kind: [unclosed\n",
@@ -144,7 +128,7 @@ fn a_bad_document_is_refused_and_everything_else_goes_on() -> Result<()> {
 
 #[test]
 fn the_last_good_version_of_an_object_stays_in_force() -> Result<()> {
-    let Scene { lab, a, service, _servers, .. } = scene()?;
+    let Scene { lab, a, service, servers: _servers, .. } = scene()?;
     let n1 = lab.node("n1");
     let good = fs::read_to_string(lab.cluster.dir().join("service-web.yaml"))?;
     lab.cluster.put_text("service-web.yaml", &good.replace("port: 80\n", "port: 800000\n"))?;
@@ -162,7 +146,7 @@ fn the_last_good_version_of_an_object_stays_in_force() -> Result<()> {
 
 #[test]
 fn the_directory_is_watched_however_files_are_written() -> Result<()> {
-    let Scene { lab, a, b, c, service, _servers } = scene()?;
+    let Scene { lab, a, b, c, service, servers: _servers } = scene()?;
     let n1 = lab.node("n1");
     let file = lab.cluster.dir().join("endpoints-web.yaml");
     let both = fs::read_to_string(&file)?;
@@ -227,7 +211,7 @@ fn a_second_agent_on_the_same_node_is_refused() -> Result<()> {
 
 #[test]
 fn cleanup_leaves_no_trace_of_a_node() -> Result<()> {
-    let Scene { mut lab, service, _servers, .. } = scene()?;
+    let Scene { mut lab, service, servers: _servers, .. } = scene()?;
     let vip = service.vip.ip().to_string();
     let n1 = lab.node_mut("n1");
     ensure!(n1.netns.ip("route show")?.contains(&vip));

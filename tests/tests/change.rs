@@ -9,28 +9,15 @@ use shunt_lab::{
     cluster::{Endpoint, Port},
     lab::{Lab, eventually},
     netns::Netns,
-    pod::Pod,
-    service::{PORT, PORTS, SOON, Service, TARGET, refused, serve_pod, tcp_answer, udp_answer},
+    scene::Scene,
+    service::{PORT, PORTS, SOON, Service, TARGET, refused, tcp_answer, udp_answer},
     topology::PAIR,
     traffic::echo::{Server, TcpClient, UdpClient},
 };
 
-struct Scene {
-    lab: Lab,
-    a: Pod,
-    b: Pod,
-    c: Pod,
-    service: Service,
-    _servers: [[Server; 2]; 2],
-}
-
 /// A Service with `b` behind it; `c` serves too but is no endpoint yet.
 fn scene() -> Result<Scene> {
-    let lab = Lab::build(&PAIR)?;
-    let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
-    let servers = [serve_pod(&b)?, serve_pod(&c)?];
-    let service = Service::create(&lab, "web", 10, &[&b])?;
-    Ok(Scene { lab, a, b, c, service, _servers: servers })
+    Scene::set(Lab::build(&PAIR)?, &["b"])
 }
 
 /// A UDP socket that keeps its port is answered by the backend that is there.
@@ -94,7 +81,7 @@ fn a_connected_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
 
 #[test]
 fn a_tcp_connection_stays_with_its_backend_while_that_lives() -> Result<()> {
-    let Scene { lab, a, b, c, service, _servers } = scene()?;
+    let Scene { lab, a, b, c, service, servers: _servers } = scene()?;
     let n1 = lab.node("n1");
     let mut pod = TcpClient::connect(&a.netns, service.vip)?;
     let mut host = TcpClient::connect(&n1.netns, service.vip)?;
@@ -119,7 +106,7 @@ fn a_tcp_connection_stays_with_its_backend_while_that_lives() -> Result<()> {
 
 #[test]
 fn when_all_terminate_the_serving_ones_take_new_connections() -> Result<()> {
-    let Scene { lab, a, b, service, _servers, .. } = scene()?;
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene()?;
     service.set(&lab, &PORTS, &[Endpoint::terminating(b.address, "n1")])?;
     ensure!(tcp_answer(&a.netns, service.vip)?.server == "b");
     ensure!(udp_answer(&a.netns, service.vip)?.server == "b");
@@ -128,7 +115,7 @@ fn when_all_terminate_the_serving_ones_take_new_connections() -> Result<()> {
 
 #[test]
 fn a_service_that_is_deleted_and_made_again_serves_again() -> Result<()> {
-    let Scene { lab, a, b, service, _servers, .. } = scene()?;
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene()?;
     tcp_answer(&a.netns, service.vip)?;
     lab.cluster.remove("service-web.yaml")?;
     lab.cluster.remove("endpoints-web.yaml")?;

@@ -11,10 +11,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use shunt_lab::{
     cluster::Endpoint,
-    lab::Lab,
+    lab::{Lab, eventually},
     netns::Netns,
     pod::Pod,
-    service::{PORTS, Service, TARGET, serve, serve_pod},
+    service::{PORTS, SOON, Service, TARGET, serve, serve_pod},
     topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE},
     traffic::{
         echo::{TcpClient, UdpClient, ask_tcp, ask_udp},
@@ -177,5 +177,27 @@ fn a_segment_too_big_for_the_tunnel_is_answered_with_its_mtu() -> Result<()> {
     c.netns.ip("link set eth0 mtu 1500")?;
     ask_tcp(&a.netns, SocketAddrV4::new(c.address, TARGET), &vec![1; 300_000]).context("directly")?;
     ask_tcp(&a.netns, service.vip, &vec![1; 300_000]).context("through the Service")?;
+    Ok(())
+}
+
+#[test]
+fn trains_of_segments_too_big_for_the_way_out_are_answered_too() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let a = lab.pod("n1", "a")?;
+    let service = Service::create(&lab, "external", 10, &[])?;
+    service.set(&lab, &PORTS, &[Endpoint::ready(OUTSIDE, "")])?;
+    lab.set_underlay_mtu(1400)?;
+    for to in [SocketAddrV4::new(OUTSIDE, TARGET), service.vip] {
+        let client = UdpClient::bind(&a.netns, 0)?;
+        setsockopt(client.socket(), sockopt::UdpGsoSegment, &1400)?;
+        client.connect(to)?;
+        let train = [7; 4 * 1400];
+        client.socket().send(&train).with_context(|| format!("to {to}, whose way is not known to be narrow"))?;
+        // Nothing else than the error tells the pod.
+        eventually(SOON, || {
+            ensure!(client.socket().send(&train).is_err(), "to {to}: the pod believes that 1,428 bytes fit");
+            Ok(())
+        })?;
+    }
     Ok(())
 }

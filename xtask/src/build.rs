@@ -1,6 +1,10 @@
 //! `cargo xtask build`: the eBPF object, then `shunt` with it inside, static.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Result, ensure};
 
@@ -82,6 +86,22 @@ pub(crate) fn shunt_and_lab(profile: Profile) -> Result<(PathBuf, PathBuf)> {
     Ok((binary(profile, "shunt"), binary(profile, "shunt-lab")))
 }
 
+/// Builds the eBPF object and the binary as shipped, for a target that may not be this machine's, and says where the binary is.
+///
+/// # Errors
+/// A build failed or a tool is missing.
+pub(crate) fn shipped(target: &str, linker: Option<&Path>) -> Result<PathBuf> {
+    ebpf()?;
+    section(&format!("Build: shunt for {target}"));
+    let mut command = cargo_for(target, "build");
+    command.args(["--package", "shunt", "--bin", "shunt", "--release"]);
+    if let Some(linker) = linker {
+        command.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), linker);
+    }
+    run::run(&mut command)?;
+    Ok(binary_for(target, Profile::Release, "shunt"))
+}
+
 fn user(profile: Profile, binaries: &[&str]) -> Result<()> {
     section(&format!("Build: {}", binaries.join(", ")));
     let mut command = user_cargo("build");
@@ -96,11 +116,19 @@ fn user(profile: Profile, binaries: &[&str]) -> Result<()> {
 
 /// Where a binary of the user side is once it is built.
 pub(crate) fn binary(profile: Profile, name: &str) -> PathBuf {
-    workspace::target_dir().join(workspace::user_target()).join(profile.dir()).join(name)
+    binary_for(&workspace::user_target(), profile, name)
 }
 
-/// A cargo command for the user side, linked statically.
+fn binary_for(target: &str, profile: Profile, name: &str) -> PathBuf {
+    workspace::target_dir().join(target).join(profile.dir()).join(name)
+}
+
+/// A cargo command for the user side on this machine, linked statically.
 pub(crate) fn user_cargo(verb: &str) -> Command {
+    cargo_for(&workspace::user_target(), verb)
+}
+
+fn cargo_for(target: &str, verb: &str) -> Command {
     let mut flags = env::var("CARGO_ENCODED_RUSTFLAGS")
         .or_else(|_| env::var("RUSTFLAGS").map(|flags| flags.split_whitespace().collect::<Vec<_>>().join("\x1f")))
         .unwrap_or_default();
@@ -109,7 +137,7 @@ pub(crate) fn user_cargo(verb: &str) -> Command {
     }
     flags.push_str("-Ctarget-feature=+crt-static");
     let mut command = toolchain::cargo(verb);
-    command.args(["--target", &workspace::user_target()]);
+    command.args(["--target", target]);
     command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags);
     command
 }

@@ -7,12 +7,16 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod demo;
+mod image;
+mod kustomize;
 mod lab;
 mod lint;
 mod load;
 mod machine;
+mod manifests;
 mod packages;
 mod run;
+mod schemas;
 mod test;
 mod toolchain;
 mod workspace;
@@ -30,6 +34,10 @@ enum Command {
     Build(build::Args),
     /// Build, load and attach on this machine, apart from everything else; detach on Ctrl-C
     Load(load::Args),
+    /// Build a container image with the static binary alone; prints the archive's path last
+    Image(image::Args),
+    /// Render the manifests and check them against the schemas of Kubernetes; prints where they are last
+    Manifests(manifests::Args),
     /// Check formatting, clippy and documentation, with warnings as errors
     Lint(lint::Args),
     /// Everything that must hold: lint, unit and packet tests, and the lab
@@ -46,6 +54,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Build(args) => build::main(&args),
         Command::Load(args) => load::main(&args),
+        Command::Image(args) => image::main(&args),
+        Command::Manifests(args) => manifests::main(&args),
         Command::Lint(args) => lint::main(&args),
         Command::Test(args) => test::main(&args),
         Command::Demo(args) => demo::main(&args),

@@ -20,16 +20,31 @@ const LAB_TOOLS: &[(&str, &str, &str)] = &[
     ("nft", "nftables", "what iptables on Debian is made of"),
 ];
 
+/// Programs that tests of the image use besides.
+const IMAGE_TOOLS: &[(&str, &str, &str)] = &[("skopeo", "skopeo", "reads the image as other tools do")];
+
 /// Makes the lab's tools available.
 ///
 /// # Errors
 /// Some are missing and cannot be installed from here; says which commands would.
 pub(crate) fn need_lab_tools() -> Result<()> {
-    let missing: Vec<_> = LAB_TOOLS.iter().filter(|(program, ..)| machine::find_program(program).is_none()).collect();
+    need("Tools of the lab", LAB_TOOLS)
+}
+
+/// Makes the tools that look at an image available.
+///
+/// # Errors
+/// Some are missing and cannot be installed from here; says which commands would.
+pub(crate) fn need_image_tools() -> Result<()> {
+    need("Tools for the image", IMAGE_TOOLS)
+}
+
+fn need(title: &str, tools: &[(&str, &str, &str)]) -> Result<()> {
+    let missing: Vec<_> = tools.iter().filter(|(program, ..)| machine::find_program(program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    run::section("Tools of the lab");
+    run::section(title);
     for (program, package, why) in &missing {
         say(&format!("missing: {program} (package {package}): {why}"));
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     build::{self, Profile},
-    lint, machine, packages, run,
+    image, lint, machine, manifests, packages, run,
     run::{say, section},
 };
 
@@ -27,6 +27,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> Result<()> {
     machine::need_root("`cargo xtask test`")?;
     packages::need_lab_tools()?;
+    packages::need_image_tools()?;
     let start = Instant::now();
     let mut stages: Vec<(&str, Duration)> = Vec::new();
     let mut timed = |name: &'static str, stage: &mut dyn FnMut() -> Result<()>| -> Result<()> {
@@ -51,10 +52,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         section("Test: units, properties, goldens");
         run::run(build::user_cargo("test").args(["--lib", "--bins", "--"]).args(filter))
     })?;
+    timed("manifests", &mut manifests::all)?;
+    // Built as shipped, which takes its time: left out where other tests are asked for.
+    if filter.is_none_or(|filter| filter.contains("image")) {
+        timed("image", &mut || image::of_this_machine())?;
+    }
     timed("packets and lab", &mut || {
         section("Test: the binary, packets through the programs, nodes in a lab");
         let mut tests = build::user_cargo("test");
-        tests.env("SHUNT_BIN", build::binary(Profile::Debug, "shunt"));
+        tests.env("SHUNT_BIN", build::binary(Profile::Debug, "shunt")).env("SHUNT_IMAGE", image::file_of_this_machine()?);
+        tests.env("SHUNT_MANIFESTS", manifests::rendered());
         run::run(tests.args(["--test", "*", "--no-fail-fast", "--", "--test-threads=2"]).args(filter))
     })?;
 

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shunt_common::{
@@ -20,27 +20,31 @@ use crate::{
         sweeper::{self, Sweeper},
         table::{Table, TableError},
     },
+    metrics::instruments::Instruments,
     socket::{
         protocol::{DroppedPacket, Happening, MonitorEvent},
         server::unix_ms,
     },
 };
 
-use super::state::State;
+use super::{health::Subject, state::State};
 
 /// After a failure of either.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Sweeps for as long as the agent runs.
-pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>) {
+pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>, instruments: Arc<Instruments>) {
     let mut sweeper = Sweeper::default();
     loop {
         let path = dir.map(&maps::CONNTRACK);
+        let instruments = instruments.clone();
         let round = move || {
             let flows = Table::open(&maps::CONNTRACK, &path)?;
             let now =
                 sweeper::now().map_err(|source| TableError::Io { name: maps::CONNTRACK.name, action: "be timed", source })?;
+            let start = Instant::now();
             let round = sweeper.round(&flows, now)?;
+            instruments.swept(start.elapsed(), round.removed, sweeper.entries(), flows.capacity());
             let pause = sweeper.pause(round, flows.capacity());
             Ok::<_, TableError>((sweeper, round, pause))
         };
@@ -61,7 +65,7 @@ pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>) {
                 (Err(error), PAUSE)
             }
         };
-        state.lock().await.health_of_sweeper(&outcome);
+        state.lock().await.note(Subject::Sweeper, &outcome);
         tokio::time::sleep(pause).await;
     }
 }

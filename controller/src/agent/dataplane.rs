@@ -16,6 +16,10 @@ use shunt_common::{
 
 use crate::{
     config::{AgentOptions, PortRange, TunnelDecap},
+    install::{
+        Record,
+        settings::{self, SettingsError},
+    },
     kernel::{
         bpf::BpfKernel,
         defrag,
@@ -30,9 +34,8 @@ use crate::{
         table::{Table, TableError},
     },
     model::Node,
+    problem::with_causes,
 };
-
-use super::health::with_causes;
 
 /// Why the dataplane is not up.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,8 @@ pub(super) enum DataplaneError {
     Links(#[from] LinksError),
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error(transparent)]
     Pins(#[from] PinError),
     #[error(transparent)]
@@ -93,7 +98,7 @@ struct Survey {
 
 impl Survey {
     /// Finds the underlay, makes or mends `shunt0` and the settings.
-    fn make(netlink: &mut Netlink, options: &AgentOptions, own: &OwnNode) -> Result<Self, DataplaneError> {
+    fn make(netlink: &mut Netlink, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Self, DataplaneError> {
         let mut notes = Vec::new();
         let underlay = links::find_underlay(netlink, options.underlay.as_deref(), own.ip)?;
         let room = underlay.mtu - ENCAPSULATION;
@@ -107,7 +112,8 @@ impl Survey {
         let spec = TunnelSpec { port: options.config.vxlan_port, mtu, mac: own.mac };
         let tunnel = links::ensure_tunnel(netlink, &spec)?;
         notes.extend(tunnel.without_gro);
-        sysctl::apply(&sysctl::of_node(&underlay.name, TUNNEL))?;
+        sysctl::apply(&sysctl::of_tunnel(TUNNEL))?;
+        settings::apply(&sysctl::of_host(&underlay.name), record)?;
         notes.extend(local_ports_note(options.config.masquerade_ports, sysctl::local_port_range()));
         Via { tunnel: tunnel.index, node_ip: own.ip }.set_up(netlink, own.mac)?;
         let addresses = links::addresses(netlink)?;
@@ -184,14 +190,16 @@ fn capacities(options: &AgentOptions) -> Capacities {
 
 impl Dataplane {
     /// Devices, maps and loaded programs. Nothing that packets meet changes yet.
-    pub(super) fn prepare(options: &AgentOptions, own: &OwnNode) -> Result<Self, DataplaneError> {
+    pub(super) fn prepare(options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Self, DataplaneError> {
         let mut netlink = Netlink::open().map_err(DataplaneError::Netlink)?;
-        let survey = Survey::make(&mut netlink, options, own)?;
+        let survey = Survey::make(&mut netlink, options, own, record)?;
         let dir = PinDir::new(&options.pin_dir);
         dir.create()?;
         let capacities = capacities(options);
         let pins = Programs::plan(OBJECT, &dir, &capacities)?;
         let programs = Programs::load(OBJECT, &pins, &dir, &survey.config, &capacities)?;
+        let mut notes = survey.notes;
+        notes.extend(programs.slower().map(|reason| with_causes(reason)));
         let via = Via { tunnel: survey.config.tunnel_ifindex, node_ip: own.ip };
         let kernel = BpfKernel::new(Maps::open(|spec| pins.path(spec))?, netlink, via);
         let dataplane = Self {
@@ -203,10 +211,16 @@ impl Dataplane {
             config: survey.config,
             underlay: survey.underlay.name,
             addresses: survey.addresses,
-            notes: survey.notes,
+            notes,
         };
         dataplane.carry_flows_over();
         Ok(dataplane)
+    }
+
+    /// Puts the program for the host's own packets in force before all others: before routes lead them there.
+    pub(super) fn attach_host(&mut self) -> Result<(), DataplaneError> {
+        self.programs.attach(Hook::FromHost, TUNNEL, self.config.tunnel_ifindex)?;
+        Ok(())
     }
 
     /// Puts the programs in force on the node's hooks and on those of the pods given, lets new maps take their places, and removes
@@ -286,8 +300,8 @@ impl Dataplane {
     }
 
     /// Mends what can be mended in place of the node's devices and settings, and says whether the rest is as it was set up.
-    pub(super) fn check(&mut self, options: &AgentOptions, own: &OwnNode) -> Result<Found, DataplaneError> {
-        let survey = Survey::make(self.kernel.netlink(), options, own)?;
+    pub(super) fn check(&mut self, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Found, DataplaneError> {
+        let survey = Survey::make(self.kernel.netlink(), options, own, record)?;
         let hooks = [
             (Hook::FromHost, TUNNEL, self.config.tunnel_ifindex),
             (Hook::FromWire, self.underlay.as_str(), self.config.underlay_ifindex),
@@ -296,6 +310,12 @@ impl Dataplane {
         let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..2] };
         let is_same = survey.config == self.config && survey.addresses == self.addresses && self.are_attached(hooks)?;
         Ok(if is_same { Found::AsItWas } else { Found::Changed })
+    }
+
+    /// The subnet of the underlay that the node's address is of.
+    pub(super) fn subnet(&self) -> Ipv4Net {
+        let ip = Ipv4Addr::from(self.config.node_ip);
+        Ipv4Net::with_netmask(ip, self.config.underlay_mask.into()).map_or_else(|_| ip.into(), |net| net.trunc())
     }
 
     fn link_name(&self, hook: Hook, interface: &str) -> String {

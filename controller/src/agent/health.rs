@@ -2,21 +2,63 @@
 
 use std::{collections::BTreeMap, error::Error};
 
-/// What a reason is about; there is one reason a subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Subject {
+use crate::problem::with_causes;
+
+macro_rules! subjects {
+    ($( $(#[$doc:meta])* $subject:ident = $name:literal, $weight:ident; )+) => {
+        /// What a reason is about; there is one reason a subject.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(super) enum Subject { $( $(#[$doc])* $subject ),+ }
+
+        impl Subject {
+            /// All of them.
+            pub(super) const ALL: &[Self] = &[ $( Self::$subject ),+ ];
+
+            /// The word for it in metrics.
+            pub(super) const fn name(self) -> &'static str {
+                match self { $( Self::$subject => $name ),+ }
+            }
+
+            /// What a reason of it means for readiness.
+            pub(super) const fn weight(self) -> Weight {
+                match self { $( Self::$subject => Weight::$weight ),+ }
+            }
+        }
+    };
+}
+
+/// What it means for readiness that a subject is not well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// The node cannot serve new pods, or does not follow the cluster.
+    Withholds,
+    /// An operator should look; pods are served all the same.
+    Besides,
+}
+
+subjects! {
+    /// Where cluster state comes from; what it said last stays in force.
+    Source = "source", Besides;
     /// This node's own Node object.
-    Node,
+    Node = "node", Withholds;
     /// Devices, programs and maps.
-    Dataplane,
+    Dataplane = "dataplane", Withholds;
     /// Bringing cluster state into force.
-    Sync,
+    Sync = "sync", Withholds;
     /// The Node's pod range.
-    PodRange,
+    PodRange = "pod_range", Withholds;
     /// Pods whose host side could not be restored.
-    Pods,
+    Pods = "pods", Besides;
+    /// Adopting pods of a network that was taken over.
+    Takeover = "takeover", Besides;
     /// Forgetting expired flows.
-    Sweeper,
+    Sweeper = "sweeper", Besides;
+    /// Answering for health and metrics.
+    Http = "http", Besides;
+    /// The CNI plugin and its configuration.
+    Installation = "installation", Withholds;
+    /// Telling the cluster of this node.
+    Announcement = "announcement", Besides;
 }
 
 /// The present reasons.
@@ -55,24 +97,21 @@ impl Health {
         self.reasons.get(&subject).map(String::as_str)
     }
 
+    /// All reasons, by what they are about.
+    pub(super) fn by_subject(&self) -> &BTreeMap<Subject, String> {
+        &self.reasons
+    }
+
     /// All reasons.
     pub(super) fn reasons(&self) -> Vec<String> {
         self.reasons.values().cloned().collect()
     }
-}
 
-/// An error with its causes on one line, none repeated.
-pub(super) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
+    /// The reasons of a weight.
+    pub(super) fn reasons_of(&self, weight: Weight) -> Vec<String> {
+        let of = self.reasons.iter().filter(|(subject, _)| subject.weight() == weight);
+        of.map(|(_, reason)| reason.clone()).collect()
     }
-    text
 }
 
 #[cfg(test)]
@@ -84,12 +123,22 @@ mod tests {
     struct Outer(#[source] std::io::Error);
 
     #[test]
+    fn every_subject_has_a_word_of_its_own() {
+        let names: std::collections::BTreeSet<_> = Subject::ALL.iter().map(|subject| subject.name()).collect();
+        assert_eq!(names.len(), Subject::ALL.len());
+    }
+
+    #[test]
     fn one_reason_a_subject_and_causes_on_one_line() {
         let mut health = Health::default();
         health.set(Subject::Sync, &Err::<(), _>(Outer(std::io::ErrorKind::NotFound.into())));
         health.fail(Subject::Sync, "second");
         health.fail(Subject::Node, "no Node");
         assert_eq!(health.reasons(), ["no Node", "second"]);
+        health.fail(Subject::Sweeper, "third");
+        assert_eq!(health.reasons_of(Weight::Withholds), ["no Node", "second"]);
+        assert_eq!(health.reasons_of(Weight::Besides), ["third"]);
+        health.mend(Subject::Sweeper);
         health.mend(Subject::Node);
         health.set(Subject::Sync, &Ok::<_, Outer>(()));
         assert!(health.reasons().is_empty());

@@ -19,6 +19,7 @@ use crate::{
         sysctl::{self, SysctlError},
         table::TableError,
     },
+    takeover::TakeoverError,
 };
 
 use super::dataplane::{Dataplane, DataplaneError, forget_pod};
@@ -46,6 +47,8 @@ pub(super) enum PodError {
     Table(#[from] TableError),
     #[error(transparent)]
     Pins(#[from] PinError),
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     #[error("cannot open a netlink socket")]
     Netlink(#[source] io::Error),
 }
@@ -89,8 +92,11 @@ fn enter(dataplane: &mut Dataplane, pods: &[(&Pod, u32)]) -> Result<(), PodError
     Ok(dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?)
 }
 
-/// Settings of a pod's host side, and last the interface up with its route.
+/// Settings of a pod's host side, and last the interface up with its route. An adopted pod has its way through the bridge that it is on.
 pub(super) fn open(dataplane: &mut Dataplane, pod: &Pod, ifindex: u32) -> Result<(), PodError> {
+    if pod.is_adopted() {
+        return Ok(());
+    }
     sysctl::apply(&sysctl::of_pod(&pod.host_interface))?;
     let node_ip = dataplane.kernel.via().node_ip;
     let side = PodSide { name: &pod.host_interface, index: ifindex, address: pod.address, mac: pod.mac, node_ip };
@@ -127,6 +133,9 @@ pub(super) fn check(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodErro
             pod.address
         )));
     }
+    if pod.is_adopted() {
+        return Ok(link.index);
+    }
     let tunnel = dataplane.config.tunnel_ifindex;
     let routes = routes::pod_routes(dataplane.kernel.netlink(), tunnel)?;
     if !routes.iter().any(|(prefix, index)| prefix.addr() == pod.address && *index == link.index) {
@@ -141,23 +150,27 @@ pub(super) fn remove(
     dataplane: Option<&mut Dataplane>,
     dir: &PinDir,
     interface: &str,
-    address: Option<Ip4>,
+    pod: Option<&Pod>,
 ) -> Result<(), PodError> {
+    let is_adopted = pod.is_some_and(Pod::is_adopted);
     match dataplane {
         Some(dataplane) => {
-            remove_link(dataplane.kernel.netlink(), interface)?;
-            if let Some(addr) = address {
+            remove_link(dataplane.kernel.netlink(), interface, is_adopted)?;
+            if let Some(pod) = pod {
+                let addr = pod.address.into();
                 dataplane.kernel.carry_out(&[Step::DeleteAddress { addr }]).map_err(|(_, error)| error)?;
             }
         }
-        None => remove_link(&mut Netlink::open().map_err(PodError::Netlink)?, interface)?,
+        None => remove_link(&mut Netlink::open().map_err(PodError::Netlink)?, interface, is_adopted)?,
     }
     Ok(forget_pod(dir, interface)?)
 }
 
-fn remove_link(netlink: &mut Netlink, interface: &str) -> Result<(), PodError> {
+fn remove_link(netlink: &mut Netlink, interface: &str, is_adopted: bool) -> Result<(), PodError> {
     match links::by_name(netlink, interface)? {
-        Some(link) if links::is_pod_side(&link) => Ok(links::delete(netlink, link.index, interface)?),
+        Some(link) if links::is_pod_side(&link) || is_adopted && link.kind == Kind::Veth => {
+            Ok(links::delete(netlink, link.index, interface)?)
+        }
         _ => Ok(()),
     }
 }

@@ -1,37 +1,49 @@
 //! Everything the agent knows and does, behind one lock: cluster state and requests come in, the kernel is written. No waiting here.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+mod facts;
+mod outside;
 
-use shunt_common::{config::link_local, net::Ip4};
-use tokio::sync::broadcast;
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use shunt_common::net::Mac;
+use tokio::sync::{broadcast, watch};
 
 use crate::{
-    attachment::{AttachmentKey, HOST_MAC, Pod},
-    cluster::FileSource,
+    attachment::{AttachmentKey, Pod},
+    cluster::{Receptions, Source},
     compile::NodeView,
     config::AgentOptions,
-    ipam::{Ipam, IpamError},
+    install::Record,
+    ipam::Ipam,
     kernel::{events::Listeners, pins::PinDir, step::Kernel as _},
+    metrics::instruments::Instruments,
     model::{Changes, Model, Name},
-    problem::Problem,
+    problem::{Problem, with_causes},
     socket::{
-        protocol::{
-            Counts, Happening, MonitorEvent, PodAdd, PodAdded, PodCheck, PodGc, PodGcDone, Refusal, RefusalReason, Status,
-            SyncReport,
-        },
+        protocol::{Happening, MonitorEvent, PodAdd, PodAdded, PodCheck, PodGc, PodGcDone, Refusal, RefusalReason, SyncReport},
         server::unix_ms,
     },
 };
 
+pub(super) use self::facts::Facts;
 use super::{
     dataplane::{Dataplane, Found, OwnNode},
-    health::{Health, Subject, with_causes},
+    health::{Health, Subject},
     pods::{self, Attached},
     sync::Sync,
+    takeover::Takeover,
 };
 
 /// Events that a slow listener may lag behind before it loses some.
 const BACKLOG: usize = 4096;
+
+/// Changes whose latency is remembered while they cannot be brought into force.
+const TRIGGERS: usize = 10_000;
 
 /// What is there while the dataplane is up.
 #[derive(Debug)]
@@ -44,7 +56,9 @@ struct Up {
 
 /// What the cluster state says besides its model.
 #[derive(Debug, Default)]
-struct Source {
+struct Remarks {
+    /// As of which revision of the source.
+    revision: Option<u64>,
     problems: Vec<Problem>,
     notices: Vec<Problem>,
     nodes: u64,
@@ -56,28 +70,51 @@ pub(super) struct State {
     options: AgentOptions,
     dir: PinDir,
     ipam: Ipam,
+    record: Record,
+    takeover: Takeover,
     health: Health,
     own: Option<OwnNode>,
     up: Option<Up>,
-    source: Source,
+    receptions: Receptions,
+    remarks: Remarks,
     problems: Vec<Problem>,
+    /// When what is not in force yet happened.
+    triggers: Vec<SystemTime>,
     last_sync: Option<SyncReport>,
     events: broadcast::Sender<MonitorEvent>,
+    instruments: Arc<Instruments>,
+    facts: watch::Sender<Facts>,
+    /// What an operator should know of the CNI installation.
+    installation: Vec<String>,
 }
 
 impl State {
-    pub(super) fn new(options: AgentOptions, ipam: Ipam) -> Self {
+    pub(super) fn new(
+        options: AgentOptions,
+        ipam: Ipam,
+        record: Record,
+        takeover: Takeover,
+        receptions: Receptions,
+        instruments: Arc<Instruments>,
+    ) -> Self {
         Self {
             dir: PinDir::new(&options.pin_dir),
             options,
             ipam,
+            record,
+            takeover,
             health: Health::default(),
             own: None,
             up: None,
-            source: Source::default(),
+            receptions,
+            remarks: Remarks::default(),
             problems: Vec::new(),
+            triggers: Vec::new(),
             last_sync: None,
             events: broadcast::Sender::new(BACKLOG),
+            instruments,
+            facts: watch::Sender::default(),
+            installation: Vec::new(),
         }
     }
 
@@ -97,21 +134,29 @@ impl State {
         [Subject::Dataplane, Subject::Sync, Subject::Pods].into_iter().all(is_settled)
     }
 
-    /// The sweep, which runs beside this.
-    pub(super) fn health_of_sweeper(&mut self, outcome: &Result<(), impl std::error::Error>) {
-        self.health.set(Subject::Sweeper, outcome);
+    /// What runs beside this.
+    pub(super) fn note(&mut self, subject: Subject, outcome: &Result<(), impl std::error::Error>) {
+        self.health.set(subject, outcome);
+        self.publish();
     }
 
     /// Follows a change of the cluster state.
-    pub(super) fn cluster_changed(&mut self, source: &FileSource, changes: &Changes) {
+    pub(super) fn cluster_changed(&mut self, source: &Source, changes: &Changes) {
         self.note_source(source);
+        if !source.is_complete() {
+            return self.note_problems();
+        }
+        let room = TRIGGERS.saturating_sub(self.triggers.len());
+        self.triggers.extend(changes.triggers.iter().take(room));
         let before = self.own;
         self.note_own_node(source.model());
         let is_same_node = before.zip(self.own).is_some_and(|(before, own)| own.has_same_tunnel_end(&before));
         match &mut self.up {
+            // News of the source alone.
+            Some(up) if is_same_node && changes.is_empty() && up.sync.is_certain() => {}
             Some(up) if is_same_node => {
                 let report = up.sync.follow(source.model(), changes, &mut up.dataplane.kernel);
-                self.health.set(Subject::Sync, &report);
+                self.note_sync(&report);
                 if let Ok(report) = report {
                     self.synced(report);
                 }
@@ -122,14 +167,17 @@ impl State {
     }
 
     /// Looks at everything: devices, programs, maps, routes, pods. Mends what is not as it should be, and tries again what failed.
-    pub(super) fn check(&mut self, source: &FileSource) {
+    pub(super) fn check(&mut self, source: &Source) {
         self.note_source(source);
+        if !source.is_complete() {
+            return self.note_problems();
+        }
         self.note_own_node(source.model());
         let (Some(own), Some(up)) = (self.own, &mut self.up) else {
             self.bring_up(source.model());
             return self.note_problems();
         };
-        match up.dataplane.check(&self.options, &own) {
+        match up.dataplane.check(&self.options, &own, &self.record) {
             Ok(Found::AsItWas) => self.health.mend(Subject::Dataplane),
             Ok(Found::Changed) => {
                 tracing::info!("a device, an address or a link of the node has changed: the dataplane is set up anew");
@@ -139,6 +187,7 @@ impl State {
             Err(error) => return self.health.fail(Subject::Dataplane, with_causes(&error)),
         }
         self.reconcile();
+        self.adopt_late_pods();
         self.note_problems();
     }
 
@@ -151,7 +200,7 @@ impl State {
             Err(error) => return self.health.fail(Subject::Sync, with_causes(&error)),
         };
         let report = up.sync.reconcile(&actual, &mut up.dataplane.kernel);
-        self.health.set(Subject::Sync, &report);
+        self.note_sync(&report);
         if let Ok(report) = report {
             if was_certain && report.steps > 0 {
                 tracing::warn!(steps = report.steps, "maps or routes were changed by someone else, and are mended");
@@ -189,8 +238,7 @@ impl State {
         for (key, (pod, _)) in &up.pods {
             if !attached.contains_key(key) {
                 tracing::info!(pod = %key, address = %pod.address, "the pod's interface is gone");
-                let addr = Some(Ip4::from(pod.address));
-                if let Err(error) = pods::remove(Some(&mut up.dataplane), &self.dir, &pod.host_interface, addr) {
+                if let Err(error) = pods::remove(Some(&mut up.dataplane), &self.dir, &pod.host_interface, Some(pod)) {
                     failure = Some(format!("pod {key}: {}", with_causes(&error)));
                 }
             }
@@ -209,6 +257,7 @@ impl State {
         self.health.set(Subject::Dataplane, &outcome);
         if let Ok(report) = outcome {
             self.health.mend(Subject::Sync);
+            self.in_force();
             self.synced(report);
             if let Some(up) = &self.up {
                 let (services, backends) = up.sync.counts();
@@ -224,12 +273,18 @@ impl State {
     }
 
     fn try_bring_up(&mut self, model: &Model, own: &OwnNode) -> Result<SyncReport, pods::PodError> {
-        let mut dataplane = Dataplane::prepare(&self.options, own)?;
+        self.takeover.begin(&self.options, own, &mut self.ipam, &self.record)?;
+        let mut dataplane = Dataplane::prepare(&self.options, own, &self.record)?;
+        let _hurried = self.takeover.hurry();
+        self.takeover.hold_back(&mut dataplane)?;
         let view = NodeView {
             name: Name::from(self.options.node_name.as_str()),
             ip: own.ip.into(),
+            subnet: dataplane.subnet(),
             addresses: dataplane.addresses.clone(),
             non_masquerade: self.options.config.non_masquerade_cidrs.iter().copied().collect(),
+            node_port_addresses: self.options.config.node_port_addresses.clone(),
+            load_balancer: self.options.config.load_balancer,
         };
         let mut sync = Sync::new(view, model);
         let actual = dataplane.kernel.read_back()?;
@@ -242,11 +297,29 @@ impl State {
         for (pod, ifindex) in &survivors {
             pods::open(&mut dataplane, pod, *ifindex)?;
         }
+        self.takeover.complete(&mut dataplane, &self.dir)?;
         let listeners = Listeners::adopt(&self.dir)?;
         listeners.set(self.listening())?;
         let pods = survivors.into_iter().map(|(pod, ifindex)| (pod.attachment.clone(), (pod.clone(), ifindex))).collect();
         self.up = Some(Up { dataplane, sync, pods, listeners });
+        self.adopt_late_pods();
         Ok(report)
+    }
+
+    /// Pods that came to a bridge that was taken over, by whose plugin they were made.
+    fn adopt_late_pods(&mut self) {
+        let (Some(own), Some(up)) = (&self.own, &mut self.up) else { return };
+        let outcome = self.takeover.look_again(own, &self.options, &mut self.ipam);
+        self.health.set(Subject::Takeover, &outcome);
+        for pod in outcome.unwrap_or_default() {
+            match pods::attach(&mut up.dataplane, &pod) {
+                Ok(ifindex) => {
+                    tracing::info!(pod = %pod.attachment, address = %pod.address, "a pod of flannel's was adopted");
+                    up.pods.insert(pod.attachment.clone(), (pod, ifindex));
+                }
+                Err(error) => self.health.fail(Subject::Takeover, format!("pod {}: {}", pod.attachment, with_causes(&error))),
+            }
+        }
     }
 
     fn note_own_node(&mut self, model: &Model) {
@@ -260,8 +333,6 @@ impl State {
             Some(own) => {
                 self.health.mend(Subject::Node);
                 self.own = Some(own);
-                let range = self.ipam.check_range(own.pod_cidr);
-                self.health.set(Subject::PodRange, &range);
             }
             None => {
                 let reason = format!("Node {name} has no IPv4 address: give it an InternalIP in status.addresses");
@@ -270,17 +341,27 @@ impl State {
         }
     }
 
-    fn note_source(&mut self, source: &FileSource) {
-        self.source =
-            Source { problems: source.problems(), notices: source.notices(), nodes: source.model().nodes().len() as u64 };
+    fn note_source(&mut self, source: &Source) {
+        self.remarks.nodes = source.model().nodes().len() as u64;
+        if self.remarks.revision != Some(source.revision()) {
+            self.remarks.revision = Some(source.revision());
+            self.remarks.problems = source.problems();
+            self.remarks.notices = source.notices();
+        }
+        match source.trouble() {
+            Some(trouble) => self.health.fail(Subject::Source, trouble),
+            None => self.health.mend(Subject::Source),
+        }
     }
 
     /// Logs and tells of problems that are new, or gone.
     fn note_problems(&mut self) {
-        let mut problems = self.source.problems.clone();
+        let mut problems = self.remarks.problems.clone();
         problems.extend(self.up.iter().flat_map(|up| up.sync.problems()));
+        problems.extend(self.pods_left_outside());
         problems.sort();
         problems.dedup();
+        self.note_pod_range();
         for problem in problems.iter().filter(|problem| self.problems.binary_search(problem).is_err()) {
             tracing::warn!("refused: {problem}");
             self.tell(Happening::Problem(problem.clone()));
@@ -289,9 +370,25 @@ impl State {
             tracing::info!("no longer refused: {problem}");
         }
         self.problems = problems;
+        self.publish();
+    }
+
+    fn note_sync(&mut self, report: &Result<SyncReport, impl std::error::Error>) {
+        self.health.set(Subject::Sync, report);
+        match report {
+            Ok(_) => self.in_force(),
+            Err(_) => self.instruments.sync_failed(),
+        }
+    }
+
+    /// All that was heard is in the maps.
+    fn in_force(&mut self) {
+        let now = SystemTime::now();
+        self.triggers.drain(..).for_each(|trigger| self.instruments.programmed(trigger, now));
     }
 
     fn synced(&mut self, report: SyncReport) {
+        self.instruments.synced(Duration::from_micros(report.duration_us), report.steps, SystemTime::now());
         tracing::debug!(steps = report.steps, duration_us = report.duration_us, "cluster state is in force");
         self.last_sync = Some(report);
         self.tell(Happening::Synced(report));
@@ -310,45 +407,17 @@ impl State {
     }
 
     fn not_ready(&self) -> Refusal {
-        let reason = self.health.reason(Subject::Node).or_else(|| self.health.reason(Subject::Dataplane));
+        let reason =
+            [Subject::Node, Subject::Dataplane, Subject::Source].into_iter().find_map(|subject| self.health.reason(subject));
         let reason = reason.unwrap_or("the agent is starting");
         Refusal::new(RefusalReason::NotReady, format!("the node's dataplane is not up: {reason}"))
     }
 
-    pub(super) fn status(&self) -> Status {
-        let (services, backends) = self.up.as_ref().map(|up| up.sync.counts()).unwrap_or_default();
-        let mut notes: Vec<String> = self.up.iter().flat_map(|up| up.dataplane.notes.iter().cloned()).collect();
-        notes.extend(self.source.notices.iter().map(ToString::to_string));
-        let mut reasons = self.health.reasons();
-        if self.up.is_none() && reasons.is_empty() {
-            reasons.push("the agent is starting".to_owned());
-        }
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            node: self.options.node_name.clone(),
-            reasons,
-            node_ip: self.own.map(|own| own.ip),
-            pod_cidr: self.own.and_then(|own| own.pod_cidr),
-            underlay: self.underlay().map(str::to_owned),
-            mtu: self.up.as_ref().map(|up| up.dataplane.config.mtu),
-            pin_dir: self.options.pin_dir.clone(),
-            state_dir: self.options.state_dir.clone(),
-            counts: Counts {
-                nodes: self.source.nodes,
-                pods: self.up.as_ref().map_or(0, |up| up.pods.len() as u64),
-                services,
-                backends,
-            },
-            last_sync: self.last_sync,
-            problems: self.problems.clone(),
-            notes,
-        }
-    }
-
     pub(super) fn ready(&self) -> Result<(), Refusal> {
-        let Some(own) = self.own.filter(|_| self.up.is_some()) else { return Err(self.not_ready()) };
-        Ok(self.ipam.check_range(own.pod_cidr)?)
+        if self.own.is_none() || self.up.is_none() {
+            return Err(self.not_ready());
+        }
+        self.pod_range().map(drop)
     }
 
     pub(super) fn pods(&self) -> Vec<Pod> {
@@ -356,15 +425,13 @@ impl State {
     }
 
     pub(super) fn pod_add(&mut self, request: &PodAdd) -> Result<PodAdded, Refusal> {
-        let (Some(own), Some(up)) = (self.own, &self.up) else { return Err(self.not_ready()) };
-        if own.pod_cidr.is_none() {
-            // Whoever gives out ranges may only not have come to this node yet.
-            return Err(Refusal::new(RefusalReason::TryAgain, IpamError::NoRange.to_string()));
-        }
+        let Some(up) = &self.up else { return Err(self.not_ready()) };
+        // A pod that has its address keeps it, whatever became of the range.
+        let range = if self.ipam.pods().contains_key(&request.attachment) { None } else { Some(self.pod_range()?) };
         let addresses = &up.dataplane.kernel.maps().addresses;
-        let taken = |address: Ipv4Addr| !matches!(addresses.get(&address.into()), Ok(None));
-        let pod = self.ipam.allocate(request, own.pod_cidr, taken, SystemTime::now())?;
-        Ok(added(&pod, up.dataplane.config.mtu))
+        let taken = |address: Ipv4Addr| self.takeover.holds(address) || !matches!(addresses.get(&address.into()), Ok(None));
+        let pod = self.ipam.allocate(request, range, taken, SystemTime::now())?;
+        Ok(added(&pod, up.dataplane.config.mtu, self.takeover.gateway_of(&pod)))
     }
 
     pub(super) fn pod_attach(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
@@ -387,21 +454,21 @@ impl State {
         pods::check(&mut up.dataplane, &pod).map_err(|error| {
             Refusal::new(RefusalReason::CheckFailed, format!("{}: delete and add the pod", with_causes(&error)))
         })?;
-        Ok(added(&pod, up.dataplane.config.mtu))
+        Ok(added(&pod, up.dataplane.config.mtu, self.takeover.gateway_of(&pod)))
     }
 
     pub(super) fn pod_delete(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
         let pod = self.ipam.pods().get(key).cloned();
         let interface = pod.as_ref().map_or_else(|| key.host_interface(), |pod| pod.host_interface.clone());
-        let address = pod.as_ref().map(|pod| Ip4::from(pod.address));
         let dataplane = self.up.as_mut().map(|up| &mut up.dataplane);
-        pods::remove(dataplane, &self.dir, &interface, address).map_err(|error| failed(&error))?;
+        pods::remove(dataplane, &self.dir, &interface, pod.as_ref()).map_err(|error| failed(&error))?;
         if let Some(up) = &mut self.up {
             up.pods.remove(key);
         }
         // The address comes back last: nothing answers for it any more.
         if let Some(pod) = self.ipam.release(key, SystemTime::now())? {
             tracing::debug!(pod = %key, address = %pod.address, "pod removed");
+            self.takeover.release(&pod);
             self.tell(Happening::PodDeleted(pod));
         }
         Ok(())
@@ -428,15 +495,8 @@ impl State {
     }
 }
 
-fn added(pod: &Pod, mtu: u32) -> PodAdded {
-    PodAdded {
-        address: pod.address,
-        gateway: link_local::GATEWAY.into(),
-        mtu,
-        host_interface: pod.host_interface.clone(),
-        host_mac: HOST_MAC,
-        pod_mac: pod.mac,
-    }
+fn added(pod: &Pod, mtu: u32, (gateway, host_mac): (Ipv4Addr, Mac)) -> PodAdded {
+    PodAdded { address: pod.address, gateway, mtu, host_interface: pod.host_interface.clone(), host_mac, pod_mac: pod.mac }
 }
 
 fn unknown(key: &AttachmentKey) -> Refusal {

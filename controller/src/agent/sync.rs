@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
+
 use crate::{
     compile::{Compiler, NodeView, desired::Patch},
     diff::{Capacities, Differ, Plan},
@@ -84,6 +86,11 @@ impl Sync {
         self.differ.is_some()
     }
 
+    /// Why a pod range of this node is not believed, if it is not.
+    pub(super) fn refusal_of_own_range(&self, range: Ipv4Net) -> Option<&Problem> {
+        self.compiler.refusal_of_own_range(range)
+    }
+
     /// Contradictions between objects, and what found no room.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.compiler.problems();
@@ -91,9 +98,14 @@ impl Sync {
         problems
     }
 
-    /// Frontends, and backends of all of them.
+    /// Each map with the entries in use, pods' excepted, and those that fit; nothing while that is not certain.
+    pub(super) fn fill(&self) -> impl Iterator<Item = (&'static str, u32, u32)> {
+        self.differ.iter().flat_map(Differ::fill)
+    }
+
+    /// Frontends, and backends of all groups that they share.
     pub(super) fn counts(&self) -> (u64, u64) {
-        let services = &self.compiler.desired().services;
-        (services.len() as u64, services.values().map(|frontend| frontend.backends.len() as u64).sum())
+        let desired = self.compiler.desired();
+        (desired.frontends.len() as u64, desired.groups.values().map(|group| group.backends.len() as u64).sum())
     }
 }

@@ -2,16 +2,17 @@
 
 use std::{fs, io, path::Path, process::ExitCode};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{Dirs, output};
 use crate::{
-    ipam,
-    kernel::{cleanup, pins::PinDir},
+    install, ipam,
+    kernel::{cleanup, links, netlink::Netlink, pins::PinDir},
     socket::{
         self,
         claim::{self, Claim, Holder},
     },
+    takeover::record::Record,
 };
 
 /// Remove every trace of a stopped agent from this node
@@ -25,6 +26,12 @@ impl Cleanup {
         let holder =
             Holder { pid: std::process::id(), node: String::new(), pin_dir: pin_dir.clone(), state_dir: state_dir.clone() };
         let claim = Claim::take(&dirs.run_dir, &holder).context("not cleaned up")?;
+        if Record::path(&state_dir).exists() {
+            bail!(
+                "not cleaned up: this node was taken over from flannel and its pods depend on it; put it back with `shunt rollback`"
+            );
+        }
+        let pods = pods_left(&state_dir);
         let (removed, errors) = cleanup::remove_all(&PinDir::new(&pin_dir));
         let mut errors: Vec<anyhow::Error> = errors.into_iter().map(Into::into).collect();
         output::line(&format!(
@@ -35,11 +42,18 @@ impl Cleanup {
             removed.routes,
             removed.devices
         ))?;
+        let (restored, refused) = install::take_back(&state_dir, pods);
+        errors.extend(refused.into_iter().map(Into::into));
+        output::line(&format!("put back {} kernel settings, removed {} CNI files", restored.settings, restored.files))?;
+        for left in &restored.left {
+            output::line(left)?;
+        }
         if let Err(error) = ipam::remove(&state_dir) {
             errors.push(error.into());
         }
         errors.extend(remove_dir_if_empty(&state_dir).err());
-        if errors.is_empty() {
+        // They lead the next cleanup to the same directories.
+        if errors.is_empty() && !restored.again {
             errors.extend(remove_run_files(&dirs.run_dir).err());
         }
         drop(claim);
@@ -48,6 +62,13 @@ impl Cleanup {
         }
         Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// Pods of the address book whose interface stands. What cannot be told counts as none: the rest is removed all the same.
+fn pods_left(state_dir: &Path) -> usize {
+    let (Ok(pods), Ok(mut netlink)) = (ipam::read_pods(state_dir), Netlink::open()) else { return 0 };
+    let present = links::list(&mut netlink).unwrap_or_default();
+    pods.iter().filter(|pod| present.iter().any(|link| link.name == pod.host_interface)).count()
 }
 
 fn remove_run_files(run_dir: &Path) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ mod cleanup;
 mod get;
 mod monitor;
 mod output;
+mod rollback;
 mod status;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -37,6 +38,8 @@ enum Command {
     Get(get::Get),
     /// Show events as they happen
     Monitor(monitor::Monitor),
+    /// Put a node back that a stopped agent took over from flannel and kube-proxy
+    Rollback(rollback::Rollback),
     /// Remove every trace of a stopped agent from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Status(command) => command.run(&cli.dirs),
         Command::Get(command) => command.run(&cli.dirs),
         Command::Monitor(command) => command.run(&cli.dirs),
+        Command::Rollback(command) => command.run(&cli.dirs),
         Command::Cleanup(command) => command.run(&cli.dirs),
     };
     outcome.unwrap_or_else(|error| {

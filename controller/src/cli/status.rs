@@ -166,6 +166,12 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     line(text, "Node", &format!("{}, {address}, pod range {range}", agent.node));
     let mtu = known(agent.mtu.map(|mtu| mtu.to_string()));
     line(text, "Underlay", &format!("{}, pod MTU {mtu}", known(agent.underlay.clone())));
+    if let Some(source) = &agent.source {
+        let connected = if source.connected { "" } else { ", NOT CONNECTED" };
+        let heard = source.heard_at_unix_ms.map(|at| format!(", last heard {} ago", since(at, now)));
+        line(text, "Source", &format!("{}{connected}{}", source.from, heard.unwrap_or_default()));
+    }
+    line(text, "HTTP", &agent.http.map_or_else(|| "off".to_owned(), |address| address.to_string()));
     let counts = &agent.counts;
     let counts = format!(
         "{} nodes, {} pods here, {} service ports, {} backends",
@@ -173,13 +179,16 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     );
     line(text, "In force", &counts);
     let sync = agent.last_sync.map(|sync| {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(sync.at_unix_ms);
-        let ago = now.duration_since(at).unwrap_or_default().as_secs();
-        format!("{} ago, {} changes in {:.1} ms", span(ago), sync.steps, sync.duration_us as f64 / 1000.0)
+        format!("{} ago, {} changes in {:.1} ms", since(sync.at_unix_ms, now), sync.steps, sync.duration_us as f64 / 1000.0)
     });
     line(text, "Last sync", &sync.unwrap_or_else(|| "none yet".to_owned()));
     list(text, "Refused", agent.problems.iter().map(ToString::to_string));
     list(text, "Notes", agent.notes.iter().cloned());
+}
+
+fn since(unix_ms: u64, now: SystemTime) -> String {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    span(at.and_then(|at| now.duration_since(at).ok()).unwrap_or_default().as_secs())
 }
 
 impl Link {
@@ -240,6 +249,12 @@ mod tests {
             mtu: Some(1450),
             pin_dir: "/sys/fs/bpf/shunt".into(),
             state_dir: "/var/lib/shunt".into(),
+            source: Some(protocol::SourceStatus {
+                from: "API server by the pod's service account".to_owned(),
+                connected: true,
+                heard_at_unix_ms: Some(1_071_000),
+            }),
+            http: Some("127.0.0.1:9466".parse().unwrap()),
             counts: protocol::Counts { nodes: 2, pods: 3, services: 4, backends: 5 },
             last_sync: Some(protocol::SyncReport { at_unix_ms: 1_000_000, duration_us: 1234, steps: 17 }),
             problems: vec![],
@@ -271,6 +286,8 @@ mod tests {
         Agent:     shunt 0.1.0, pid 42
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
+        Source:    API server by the pod's service account, last heard 4s ago
+        HTTP:      127.0.0.1:9466
         In force:  2 nodes, 3 pods here, 4 service ports, 5 backends
         Last sync: 1m15s ago, 17 changes in 1.2 ms
         Notes:     1 NetworkPolicy is accepted but not enforced yet
@@ -279,6 +296,16 @@ mod tests {
         Drops:     source_spoofed: 7
                    no_route: 1
         ");
+    }
+
+    #[test]
+    fn an_agent_of_before_these_fields_is_understood() {
+        let mut value = serde_json::to_value(agent()).unwrap();
+        for field in ["source", "http"] {
+            assert!(value.as_object_mut().unwrap().remove(field).is_some(), "{field}");
+        }
+        let old: protocol::Status = serde_json::from_value(value).unwrap();
+        assert_eq!((old.source, old.http), (None, None));
     }
 
     #[test]
@@ -293,6 +320,9 @@ mod tests {
             message: "is 70000: it must be 1 to 65535; the last good version stays in force".to_owned(),
         });
         sick.last_sync = None;
+        sick.source =
+            Some(protocol::SourceStatus { from: "files in /etc/cluster".to_owned(), connected: false, heard_at_unix_ms: None });
+        sick.http = None;
         let mut plane = dataplane();
         plane.links[0].on = None;
         let report = Report::of(Ok(sick), Ok(plane));
@@ -305,6 +335,8 @@ mod tests {
         Agent:     shunt 0.1.0, pid 42
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
+        Source:    files in /etc/cluster, NOT CONNECTED
+        HTTP:      off
         In force:  2 nodes, 3 pods here, 4 service ports, 5 backends
         Last sync: none yet
         Refused:   services.yaml: document 2: Service default/web: spec.ports[0].port: is 70000: it must be 1 to 65535; the last good version stays in force

@@ -1,13 +1,14 @@
 //! API object to model: the one translation, for files and the API alike. Refuses what the API server would refuse, and what this dataplane
 //! cannot mean.
 
+mod exposure;
 mod node;
 mod policy;
 mod service;
 mod slice;
 mod syntax;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use k8s_openapi::{
     api::{
@@ -40,6 +41,27 @@ impl Refusal {
     fn within(self, path: &str) -> Self {
         Self { field: format!("{path}.{}", self.field), message: self.message }
     }
+}
+
+/// Labels of Services and slices that no proxy is to serve, or another one: what they say is of no consequence here.
+pub(super) const NOT_OURS: [&str; 2] = ["service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"];
+
+/// Why there is nothing to be had of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// Which object, if that can be seen.
+    pub(super) object: Option<ObjectId>,
+    pub(super) field: Option<String>,
+    pub(super) message: String,
+}
+
+/// What an object comes to.
+#[derive(Debug)]
+pub(super) struct Translated {
+    pub(super) id: ObjectId,
+    pub(super) meaning: Object,
+    /// What of it is accepted without effect yet: field (empty for all of it) and what happens instead.
+    pub(super) without_effect: Vec<(&'static str, &'static str)>,
 }
 
 /// An object of the API.
@@ -174,15 +196,44 @@ impl ApiObject {
 }
 
 impl ApiObject {
+    /// The whole way from the API to the model.
+    pub(super) fn translate(&self, names: &mut Names) -> Result<Translated, Fault> {
+        let fault = |object, Refusal { field, message }| Fault { object, field: Some(field), message };
+        let id = self.id(names).map_err(|refusal| fault(None, refusal))?;
+        match self.convert(&id, names) {
+            Ok(meaning) => Ok(Translated { id, meaning, without_effect: self.without_effect() }),
+            Err(refusal) => Err(fault(Some(id), refusal)),
+        }
+    }
+
+    /// When what a slice tells of happened, as far as its writer says.
+    pub(super) fn triggered(&self) -> Option<SystemTime> {
+        match self {
+            Self::EndpointSlice(it) => slice::triggered(it),
+            _ => None,
+        }
+    }
+
     /// What of it is accepted without effect yet: field (empty for all of it) and what happens instead.
     #[must_use]
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         match self {
             Self::NetworkPolicy(_) => vec![("", "is accepted, but policies are not enforced yet")],
-            Self::Service(it) => service::without_effect(it),
+            Self::Service(it)
+                if it.spec.as_ref().and_then(|spec| spec.health_check_node_port).is_some_and(|port| port != 0) =>
+            {
+                vec![(
+                    "spec.healthCheckNodePort",
+                    "is accepted, but nobody answers on that port yet: a load balancer that asks it finds no node",
+                )]
+            }
             _ => Vec::new(),
         }
     }
+}
+
+fn is_ours(metadata: &ObjectMeta) -> bool {
+    metadata.labels.as_ref().is_none_or(|labels| !NOT_OURS.iter().any(|label| labels.contains_key(*label)))
 }
 
 impl Object {

@@ -14,7 +14,7 @@ use k8s_openapi::{
 use serde_json::Value;
 
 use super::{
-    convert::ApiObject,
+    convert::{ApiObject, Fault},
     documents::Document,
     kind::{Kind, ObjectId},
 };
@@ -41,15 +41,6 @@ pub(super) enum Content {
     /// Of a kind that is of no interest here, named.
     Ignored(String),
     Refused(Fault),
-}
-
-/// Why there is no object.
-#[derive(Debug)]
-pub(super) struct Fault {
-    /// Which object it would have been, if that can be seen.
-    pub(super) object: Option<ObjectId>,
-    pub(super) field: Option<String>,
-    pub(super) message: String,
 }
 
 /// Everything that a document holds; never empty.
@@ -125,8 +116,27 @@ fn typed(value: Value) -> Content {
             fault(&value, "metadata.name", message)
         };
     };
-    let object = identify(&value);
-    let parsed = match known {
+    of_kind(known, value).map_or_else(Content::Refused, Content::Object)
+}
+
+/// An object of a kind that is known beforehand, as the API server writes it: lists and watches may leave out what it is.
+pub(super) fn object(kind: Kind, json: &str) -> Result<ApiObject, Fault> {
+    fn from<T: DeserializeOwned>(json: &str) -> Option<Box<T>> {
+        serde_json::from_str(json).ok().map(Box::new)
+    }
+    let object = match kind {
+        Kind::Node => from(json).map(ApiObject::Node),
+        Kind::Service => from(json).map(ApiObject::Service),
+        Kind::EndpointSlice => from(json).map(ApiObject::EndpointSlice),
+        Kind::Pod | Kind::Namespace | Kind::NetworkPolicy => None,
+    };
+    // Once more for what is not as expected, in a way that can say where.
+    object.map_or_else(|| of_kind(kind, serde_json::from_str(json).unwrap_or_default()), Ok)
+}
+
+fn of_kind(kind: Kind, value: Value) -> Result<ApiObject, Fault> {
+    let object = identify(kind, &value);
+    let parsed = match kind {
         Kind::Node => from_tree::<Node>(value).map(|it| ApiObject::Node(Box::new(it))),
         Kind::Service => from_tree::<Service>(value).map(|it| ApiObject::Service(Box::new(it))),
         Kind::EndpointSlice => from_tree::<EndpointSlice>(value).map(|it| ApiObject::EndpointSlice(Box::new(it))),
@@ -134,10 +144,7 @@ fn typed(value: Value) -> Content {
         Kind::Namespace => from_tree::<Namespace>(value).map(|it| ApiObject::Namespace(Box::new(it))),
         Kind::NetworkPolicy => from_tree::<NetworkPolicy>(value).map(|it| ApiObject::NetworkPolicy(Box::new(it))),
     };
-    match parsed {
-        Ok(object) => Content::Object(object),
-        Err((field, message)) => Content::Refused(Fault { object, field: Some(field), message }),
-    }
+    parsed.map_err(|(field, message)| Fault { object, field: Some(field), message })
 }
 
 fn from_tree<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
@@ -146,14 +153,16 @@ fn from_tree<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
 
 fn fault(value: &Value, field: &str, message: &str) -> Content {
     let field = (!field.is_empty()).then(|| field.to_owned());
-    Content::Refused(Fault { object: identify(value), field, message: message.to_owned() })
+    let text = |key: &str| value.get(key)?.as_str();
+    let kind = text("apiVersion").zip(text("kind")).and_then(|(api_version, kind)| Kind::of(api_version, kind));
+    let object = kind.and_then(|kind| identify(kind, value));
+    Content::Refused(Fault { object, field, message: message.to_owned() })
 }
 
 /// Which object a tree is, as far as it says.
-fn identify(value: &Value) -> Option<ObjectId> {
+fn identify(kind: Kind, value: &Value) -> Option<ObjectId> {
     let metadata = value.get("metadata");
     let text = |value: Option<&Value>, key: &str| value?.get(key)?.as_str().map(str::to_owned);
-    let kind = Kind::of(&text(Some(value), "apiVersion")?, &text(Some(value), "kind")?)?;
     let namespace = text(metadata, "namespace").unwrap_or_default();
     Some(identity(kind, &namespace, &text(metadata, "name")?))
 }

@@ -66,6 +66,8 @@ pub struct FileSource {
     departing: BTreeMap<Name, Instant>,
     /// Why the directory cannot be read at present.
     outage: Option<String>,
+    /// Counts looks that may have changed problems or notices.
+    revision: u64,
     recheck_at: Instant,
 }
 
@@ -101,6 +103,7 @@ impl FileSource {
             watch: Some(watch),
             departing: BTreeMap::new(),
             outage: None,
+            revision: 0,
             recheck_at: Instant::now() + RECHECK,
         };
         let mut changes = Changes::default();
@@ -130,6 +133,12 @@ impl FileSource {
         self.store.notices()
     }
 
+    /// Changes whenever problems or notices do.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// How many valid objects there are.
     #[must_use]
     pub fn counts(&self) -> Counts {
@@ -155,6 +164,7 @@ impl FileSource {
                 look.directory = true;
             }
             if self.follow(look, &mut changes) {
+                self.revision += 1;
                 return changes;
             }
         }

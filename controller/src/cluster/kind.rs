@@ -5,7 +5,7 @@ use std::fmt;
 use crate::model::ObjectName;
 
 macro_rules! kinds {
-    ($( $(#[$meta:meta])* $kind:ident = $api_version:literal, $namespaced:literal; )+) => {
+    ($( $(#[$meta:meta])* $kind:ident = $api_version:literal, $namespaced:literal, $resource:literal; )+) => {
         /// A kind of object that is understood.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind { $( $(#[$meta])* $kind ),+ }
@@ -29,23 +29,29 @@ macro_rules! kinds {
             pub const fn is_namespaced(self) -> bool {
                 match self { $( Self::$kind => $namespaced ),+ }
             }
+
+            /// The resource and its group, as `kubectl` and a role take it.
+            #[must_use]
+            pub const fn resource(self) -> &'static str {
+                match self { $( Self::$kind => $resource ),+ }
+            }
         }
     };
 }
 
 kinds! {
     /// v1.
-    Node = "v1", false;
+    Node = "v1", false, "nodes";
     /// v1.
-    Service = "v1", true;
+    Service = "v1", true, "services";
     /// discovery.k8s.io/v1.
-    EndpointSlice = "discovery.k8s.io/v1", true;
+    EndpointSlice = "discovery.k8s.io/v1", true, "endpointslices.discovery.k8s.io";
     /// v1.
-    Pod = "v1", true;
+    Pod = "v1", true, "pods";
     /// v1.
-    Namespace = "v1", false;
+    Namespace = "v1", false, "namespaces";
     /// networking.k8s.io/v1.
-    NetworkPolicy = "networking.k8s.io/v1", true;
+    NetworkPolicy = "networking.k8s.io/v1", true, "networkpolicies.networking.k8s.io";
 }
 
 /// Which object.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    convert::{self, Names, Object, Refusal},
-    decode::{Content, Fault, Syntax, decode},
+    convert::{self, Fault, Names, Object, Translated},
+    decode::{Content, Syntax, decode},
     documents::{Document, documents},
     kind::{Kind, ObjectId},
 };
@@ -185,39 +185,28 @@ impl Store {
         };
         for (place, item) in decode(document, syntax).into_iter().enumerate() {
             let locate = |field: String| if item.path.is_empty() { field } else { format!("{}.{field}", item.path) };
-            let object = match item.content {
-                Content::Object(object) => object,
+            let translated = match item.content {
+                Content::Object(object) => object.translate(&mut self.names),
+                Content::Refused(fault) => Err(fault),
                 Content::Ignored(kind) => {
                     let path = (!item.path.is_empty()).then(|| item.path.clone());
                     contents.notices.push(about(None, path, format!("{kind} is of no interest here and ignored")));
                     continue;
                 }
-                Content::Refused(Fault { object, field, message }) => {
-                    contents.problems.push(about(object.as_ref(), field.map(locate), message));
-                    contents.is_obscure |= object.is_none();
-                    contents.bad.extend(object);
-                    continue;
-                }
             };
-            let id = match object.id(&mut self.names) {
-                Ok(id) => id,
-                Err(Refusal { field, message }) => {
-                    contents.problems.push(about(None, Some(locate(field)), message));
-                    contents.is_obscure = true;
-                    continue;
-                }
-            };
-            match object.convert(&id, &mut self.names) {
-                Ok(meaning) => {
-                    for (field, message) in object.without_effect() {
+            let origin = (file.clone(), document.number, place as u32);
+            match translated {
+                Ok(Translated { id, meaning, without_effect }) => {
+                    for (field, message) in without_effect {
                         let field = (!field.is_empty()).then(|| locate(field.to_owned()));
                         contents.notices.push(about(Some(&id), field, message.to_owned()));
                     }
-                    contents.objects.entry(id).or_default().push(((file.clone(), document.number, place as u32), meaning));
+                    contents.objects.entry(id).or_default().push((origin, meaning));
                 }
-                Err(Refusal { field, message }) => {
-                    contents.problems.push(about(Some(&id), Some(locate(field)), message));
-                    contents.bad.insert(id);
+                Err(Fault { object, field, message }) => {
+                    contents.problems.push(about(object.as_ref(), field.map(locate), message));
+                    contents.is_obscure |= object.is_none();
+                    contents.bad.extend(object);
                 }
             }
         }

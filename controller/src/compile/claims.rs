@@ -1,11 +1,11 @@
-//! Who says that an address or a pod range is theirs, and who of several is believed: never two owners, whatever the order of events.
+//! Who says that an address, a frontend or a pod range is theirs, and who of several is believed: never two owners, whatever the order of events.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use shunt_common::net::Ip4;
 
-use crate::model::{Name, ObjectName};
+use crate::model::{HostPort, Name, ObjectName};
 
 /// Somebody who says that an address is theirs. The smallest is believed: this host, then nodes by name, then Services by age and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,13 +14,46 @@ pub(super) enum Claimant {
     Host,
     /// Another node.
     Node(Name),
-    /// A Service, for its virtual IP.
+    /// A Service, for a virtual IP.
     Service {
-        /// Seconds since the epoch.
-        created: i64,
-        /// Its name.
-        name: ObjectName,
+        /// Who.
+        rank: Rank,
+        /// What the address is to it.
+        role: VirtualIp,
     },
+}
+
+/// Services by age, then by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    /// Seconds since the epoch.
+    pub(super) created: i64,
+    pub(super) name: ObjectName,
+}
+
+/// What an address is to a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum VirtualIp {
+    /// Its own, which it shares with nobody.
+    Cluster,
+    /// A load balancer's: several Services may have ports there, and it may be a node's as well.
+    LoadBalancer,
+    /// So an external one.
+    External,
+}
+
+impl VirtualIp {
+    pub(super) fn is_exposed(self) -> bool {
+        self != Self::Cluster
+    }
+
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            Self::Cluster => "spec.clusterIP",
+            Self::LoadBalancer => "status.loadBalancer.ingress",
+            Self::External => "spec.externalIPs",
+        }
+    }
 }
 
 impl std::fmt::Display for Claimant {
@@ -28,7 +61,7 @@ impl std::fmt::Display for Claimant {
         match self {
             Self::Host => f.write_str("this node"),
             Self::Node(name) => write!(f, "Node {name}"),
-            Self::Service { name, .. } => write!(f, "Service {name}"),
+            Self::Service { rank, .. } => write!(f, "Service {}", rank.name),
         }
     }
 }
@@ -66,6 +99,63 @@ impl AddressClaims {
         self.by_address
             .range(range.network().to_bits()..=range.broadcast().to_bits())
             .map(|(&addr, claimants)| (Ip4::from_host(addr), claimants.as_slice()))
+    }
+}
+
+/// Who says that a frontend at an outside address is theirs. The smallest is believed: Services by age and name, then pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Exposer {
+    Service(Rank),
+    Pod(HostPort),
+}
+
+impl std::fmt::Display for Exposer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Service(rank) => write!(f, "Service {}", rank.name),
+            Self::Pod(host_port) => write!(f, "the hostPort of Pod {}", host_port.pod),
+        }
+    }
+}
+
+/// Claims on something that only one can have.
+#[derive(Clone, Debug)]
+pub(super) struct Claims<K, C> {
+    by_key: BTreeMap<K, Vec<C>>,
+}
+
+impl<K: Ord + Copy, C: Ord + Clone> Claims<K, C> {
+    /// Changes what somebody claims; who else is concerned.
+    pub(super) fn change(&mut self, claimant: &C, before: &[K], now: &[K]) -> Vec<C> {
+        let mut others = Vec::new();
+        for key in before.iter().filter(|key| !now.contains(key)) {
+            let Some(claimants) = self.by_key.get_mut(key) else { continue };
+            claimants.retain(|other| other != claimant);
+            others.extend(claimants.iter().cloned());
+            if claimants.is_empty() {
+                self.by_key.remove(key);
+            }
+        }
+        for key in now.iter().filter(|key| !before.contains(key)) {
+            let claimants = self.by_key.entry(*key).or_default();
+            others.extend(claimants.iter().cloned());
+            if let Err(place) = claimants.binary_search(claimant) {
+                claimants.reserve_exact(1);
+                claimants.insert(place, claimant.clone());
+            }
+        }
+        others
+    }
+
+    /// Who is believed.
+    pub(super) fn owner(&self, key: &K) -> Option<&C> {
+        self.by_key.get(key)?.first()
+    }
+}
+
+impl<K, C> Default for Claims<K, C> {
+    fn default() -> Self {
+        Self { by_key: BTreeMap::new() }
     }
 }
 

@@ -151,17 +151,26 @@ impl Compiler {
     /// Why a range cannot be a node's pods', apart from other ranges.
     fn objection(&self, node: &Name, range: Ipv4Net) -> Option<String> {
         let inside = self.addresses.within(range).find_map(|(addr, claimants)| {
-            let is_node = claimants.iter().any(|claimant| match claimant {
-                Claimant::Node(_) => true,
+            let owner = claimants.iter().find_map(|claimant| match claimant {
+                Claimant::Node(name) => Some(name),
                 Claimant::Host => {
-                    self.nodes.get(&self.view.name).is_some_and(|own| own.addresses.contains(&addr)) || addr == self.view.ip
+                    let is_own = self.nodes.get(&self.view.name).is_some_and(|own| own.addresses.contains(&addr));
+                    (is_own || addr == self.view.ip).then_some(&self.view.name)
                 }
-                Claimant::Service { .. } => false,
+                Claimant::Service { .. } => None,
             });
-            is_node.then_some(addr)
+            owner.map(|owner| (addr, owner))
         });
-        if let Some(addr) = inside {
-            return Some(format!("{range} contains {addr}, the address of a node; choose a range that contains none"));
+        if let Some((addr, owner)) = inside {
+            return Some(format!(
+                "{range} contains {addr}, the address of Node {owner}; choose a range that contains no node's"
+            ));
+        }
+        let subnet = self.view.subnet;
+        if subnet.contains(&range) || range.contains(&subnet) {
+            return Some(format!(
+                "{range} overlaps {subnet}, the subnet of this node's underlay; choose a range outside of it"
+            ));
         }
         if *node == self.view.name {
             return None;

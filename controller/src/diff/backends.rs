@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use shunt_common::{
     net::{Ip4, Port, V4},
-    service::{Backend, state},
+    service::{Backend, backend_flags, state},
 };
 
-use crate::{compile::desired::Target, kernel::step::Step};
+use crate::{
+    compile::desired::{Target, Use},
+    kernel::step::Step,
+};
 
 /// What `BACKENDS` holds, and which of its ids can be given out.
 #[derive(Clone, Debug)]
@@ -39,14 +42,19 @@ impl BackendIds {
         ids
     }
 
-    /// A frontend was found to name this id: the target behind it, unless it is free or another's.
+    /// Ids that cannot be given out.
+    pub(super) fn used(&self) -> u32 {
+        u32::try_from(self.cells.len().saturating_sub(1 + self.available.len())).unwrap_or(u32::MAX)
+    }
+
+    /// A run was found to name this id: the target behind it, unless it is free or another's.
     pub(super) fn adopt(&mut self, id: u32) -> Option<Target> {
         let target = target_of(self.cells.get(id as usize)?);
         let place = self.orphans.get(&target)?.iter().position(|&orphan| orphan == id)?;
         self.take_orphan(target, place)
     }
 
-    /// A frontend was found to name this id, which stands for nothing: it must not come to stand for something before that frontend has
+    /// A run was found to name this id, which stands for nothing: it must not come to stand for something before that run has
     /// been replaced, at the end of the plan.
     pub(super) fn rest(&mut self, id: u32) {
         if id == 0 || id >= self.capacity || self.cells.get(id as usize).is_some_and(|cell| cell.state != state::FREE) {
@@ -109,11 +117,13 @@ impl BackendIds {
         self.available.push_front(id);
     }
 
-    /// The step that makes this id stand for the target in this state, if it doesn't yet.
-    pub(super) fn put(&mut self, id: u32, target: Target, state: u16) -> Option<Step> {
+    /// The step that makes this id stand for the target in this use, if it doesn't yet.
+    pub(super) fn put(&mut self, id: u32, target: Target, it: Use) -> Option<Step> {
         let cell = self.cells.get_mut(id as usize)?;
         let generation = if cell.state == state::FREE { cell.generation.wrapping_add(1) } else { cell.generation };
-        let backend = Backend { addr: target.addr, port: target.port, state, generation };
+        let state = if it.draining { state::DRAINING } else { state::ACTIVE };
+        let flags = if it.local { backend_flags::LOCAL } else { 0 };
+        let backend = Backend { addr: target.addr, port: target.port, state, flags, generation };
         (std::mem::replace(cell, backend) != backend).then_some(Step::PutBackend { id, backend })
     }
 
@@ -133,7 +143,7 @@ impl BackendIds {
     }
 }
 
-const EMPTY: Backend<V4> = Backend { addr: Ip4::UNSPECIFIED, port: Port::NONE, state: state::FREE, generation: 0 };
+const EMPTY: Backend<V4> = Backend { addr: Ip4::UNSPECIFIED, port: Port::NONE, state: state::FREE, flags: 0, generation: 0 };
 
 fn target_of(backend: &Backend<V4>) -> Target {
     Target { addr: backend.addr, port: backend.port }

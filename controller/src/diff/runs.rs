@@ -23,6 +23,11 @@ impl Runs {
         runs
     }
 
+    /// Slots that are not free.
+    pub(super) fn used(&self) -> u32 {
+        self.capacity.saturating_sub(self.free.values().sum())
+    }
+
     /// The base of a new run; a run of no slots has base 0.
     pub(super) fn allocate(&mut self, count: u32) -> Option<u32> {
         if count == 0 {

@@ -58,7 +58,29 @@ impl Usable {
     }
 }
 
+/// How a range's addresses for pods stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Held by attachments.
+    pub used: usize,
+    /// Released too lately to be given again.
+    pub cooling: usize,
+    /// The rest.
+    pub free: usize,
+}
+
 impl Book {
+    /// How the addresses of `range` stand; `None` if none of them can be given. `now` is since 1970.
+    #[must_use]
+    pub fn tally(&self, range: Option<Ipv4Net>, now: Duration) -> Option<Tally> {
+        let usable = self.usable(range).ok()?;
+        let used = self.pods.values().filter(|pod| usable.range.contains(&pod.address)).count();
+        let cools = |at: Duration| now.saturating_sub(at) < COOL_DOWN;
+        let released = self.released.iter().filter(|(address, at)| usable.range.contains(*address) && cools(**at));
+        let cooling = released.count();
+        Some(Tally { used, cooling, free: (usable.count() as usize).saturating_sub(used + cooling) })
+    }
+
     /// All attachments.
     #[must_use]
     pub fn pods(&self) -> &BTreeMap<AttachmentKey, Pod> {
@@ -68,17 +90,23 @@ impl Book {
     /// The addresses that may be given now that the Node's range is `range`.
     ///
     /// # Errors
-    /// There is no range, it is too small, or pods still hold addresses of another.
+    /// There is no range, or it is too small.
     pub fn usable(&self, range: Option<Ipv4Net>) -> Result<Usable, IpamError> {
-        let range = range.ok_or(IpamError::NoRange)?.trunc();
-        let usable = Usable::of(range)?;
+        Usable::of(range.ok_or(IpamError::NoRange)?.trunc())
+    }
+
+    /// See [`Ipam::left_outside`](super::Ipam::left_outside).
+    #[must_use]
+    pub fn left_outside(&self, range: Ipv4Net) -> Option<String> {
         let mut outside = self.pods.values().filter(|pod| !range.contains(&pod.address));
-        match outside.next() {
-            None => Ok(usable),
-            Some(pod) => {
-                Err(IpamError::RangeChanged { range, held: 1 + outside.count(), example: pod.title(), address: pod.address })
-            }
-        }
+        let example = outside.next()?;
+        Some(format!(
+            "is now {range}, but {} pod(s) of this node hold addresses outside of it ({} has {}): this node still reaches them, other \
+             nodes do not; delete them, so that they get addresses of {range}",
+            1 + outside.count(),
+            example.title(),
+            example.address
+        ))
     }
 
     /// See [`Ipam::allocate`](super::Ipam::allocate); `now` is since 1970.
@@ -119,6 +147,22 @@ impl Book {
         self.last = Some(address);
         self.pods.insert(request.attachment.clone(), pod.clone());
         Ok(pod)
+    }
+
+    /// See [`Ipam::adopt`](super::Ipam::adopt).
+    ///
+    /// # Errors
+    /// The address is another attachment's.
+    pub fn adopt(&mut self, pod: Pod) -> Result<(), IpamError> {
+        if let Some(holder) =
+            self.pods.values().find(|other| other.address == pod.address && other.attachment != pod.attachment)
+        {
+            let (wanted, holder) = (pod.attachment.clone(), holder.attachment.clone());
+            return Err(IpamError::Held { address: pod.address, wanted, holder });
+        }
+        self.released.remove(&pod.address);
+        self.pods.entry(pod.attachment.clone()).or_insert(pod);
+        Ok(())
     }
 
     /// See [`Ipam::release`](super::Ipam::release); `now` is since 1970.
@@ -268,6 +312,21 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_tallied() {
+        let mut book = Book::default();
+        assert_eq!(book.tally(net("10.1.0.0/29"), at(0)), Some(Tally { used: 0, cooling: 0, free: 5 }));
+        for id in ["a", "b", "c"] {
+            give(&mut book, id, "10.1.0.0/29", 0).unwrap();
+        }
+        book.release(&request("b").attachment, at(10)).unwrap();
+        assert_eq!(book.tally(net("10.1.0.0/29"), at(10)), Some(Tally { used: 2, cooling: 1, free: 2 }));
+        assert_eq!(book.tally(net("10.1.0.0/29"), at(10) + COOL_DOWN), Some(Tally { used: 2, cooling: 0, free: 3 }));
+        assert_eq!(book.tally(None, at(10)), None);
+        let other = Some(Tally { used: 0, cooling: 0, free: 5 });
+        assert_eq!(book.tally(net("10.2.0.0/29"), at(10)), other, "these pods are of another range");
+    }
+
+    #[test]
     fn the_same_attachment_keeps_its_address() {
         let mut book = Book::default();
         let first = give(&mut book, "p", "10.1.0.0/24", 0).unwrap();
@@ -316,12 +375,21 @@ mod tests {
             assert!(error.contains(&format!("podCIDR {small} is too small")), "{error}");
         }
         give(&mut book, "a", "10.1.0.0/24", 0).unwrap();
-        let changed = give(&mut book, "b", "10.2.0.0/24", 0).unwrap_err().to_string();
-        assert!(changed.contains("default/a has 10.1.0.2") && changed.contains("10.2.0.0/24"), "{changed}");
-        book.release(&request("a").attachment, at(0)).unwrap();
-        assert_eq!(give(&mut book, "b", "10.2.0.0/24", 0).unwrap(), address("10.2.0.2"), "nobody is left in the old range");
         let edge = give(&mut Book::default(), "c", "255.255.255.252/30", 0).unwrap();
         assert_eq!(edge, address("255.255.255.254"));
+    }
+
+    #[test]
+    fn a_range_that_changes_is_for_new_pods_and_old_ones_keep_their_address() {
+        let mut book = Book::default();
+        assert_eq!(give(&mut book, "a", "10.1.0.0/24", 0).unwrap(), address("10.1.0.2"));
+        assert_eq!(book.left_outside("10.1.0.0/24".parse().unwrap()), None);
+        assert_eq!(give(&mut book, "b", "10.2.0.0/24", 0).unwrap(), address("10.2.0.2"));
+        assert_eq!(give(&mut book, "a", "10.2.0.0/24", 0).unwrap(), address("10.1.0.2"));
+        let left = book.left_outside("10.2.0.0/24".parse().unwrap()).unwrap();
+        assert!(left.contains("default/a has 10.1.0.2") && left.contains("now 10.2.0.0/24, but 1 pod(s)"), "{left}");
+        book.release(&request("a").attachment, at(0)).unwrap();
+        assert_eq!(book.left_outside("10.2.0.0/24".parse().unwrap()), None, "nobody is left in the old range");
     }
 
     #[test]

@@ -1,23 +1,28 @@
-//! The address book on disk: replaced as a whole, so that a crash at any moment leaves the old one or the new one.
+//! The address book on disk.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
 };
 
 use super::{IpamError, book::Book};
+use crate::disk::{self, DiskError};
 
 /// Name of the file in a state directory.
 pub(super) const NAME: &str = "ipam.json";
+
+/// Who has which address is nobody's business but root's.
+const MODE: u32 = 0o600;
 
 /// A file of a full /8 would be smaller; what is larger is not ours.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// The directory, made if missing.
 pub(super) fn make_dir(dir: &Path) -> Result<(), IpamError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(refused("create the state directory", dir))
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    Ok(made.map_err(refused("create the state directory", dir))?)
 }
 
 /// The book, or `None` if there never was one.
@@ -25,7 +30,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Book>, IpamError> {
     let corrupt = |problem| IpamError::Corrupt { path: path.to_owned(), problem };
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(refused("read", path)(error)),
+        Err(error) => return Err(refused("read", path)(error).into()),
         Ok(metadata) if !metadata.is_file() => return Err(corrupt("it is not a regular file".to_owned())),
         Ok(metadata) if metadata.len() > MAX_BYTES => return Err(corrupt("it is far too large".to_owned())),
         Ok(_) => {}
@@ -37,67 +42,18 @@ pub(super) fn read(path: &Path) -> Result<Option<Book>, IpamError> {
 /// Replaces the book. When this returns, the new one is on disk.
 pub(super) fn write(path: &Path, book: &Book) -> Result<(), IpamError> {
     let text = book.to_json().map_err(|error| refused("write", path)(error.into()))?;
-    let mut replacement = Replacement { path, text: &text, file: None };
-    STAGES.iter().try_for_each(|stage| replacement.carry_out(*stage))
+    Ok(disk::replace(path, &text, MODE)?)
 }
 
 /// Removes the book and its temporary file.
 pub(super) fn remove(path: &Path) -> Result<(), IpamError> {
-    for path in [path, &temporary(path)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused("remove", path)(error)),
-            _ => {}
-        }
-    }
+    disk::remove(path)?;
     Ok(())
 }
 
-/// What replacing a file consists of, in this order: the data is on disk before its name is, and the name before success is told.
-#[derive(Clone, Copy, Debug)]
-enum Stage {
-    Create,
-    Write,
-    SyncData,
-    Rename,
-    SyncName,
-}
-
-const STAGES: [Stage; 5] = [Stage::Create, Stage::Write, Stage::SyncData, Stage::Rename, Stage::SyncName];
-
-struct Replacement<'a> {
-    path: &'a Path,
-    text: &'a [u8],
-    file: Option<File>,
-}
-
-impl Replacement<'_> {
-    fn carry_out(&mut self, stage: Stage) -> Result<(), IpamError> {
-        let temporary = temporary(self.path);
-        let file = || self.file.as_ref().ok_or_else(|| refused("write", &temporary)(io::ErrorKind::NotFound.into()));
-        match stage {
-            Stage::Create => {
-                let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-                self.file = Some(options.map_err(refused("create", &temporary))?);
-                Ok(())
-            }
-            Stage::Write => file()?.write_all(self.text).map_err(refused("write", &temporary)),
-            Stage::SyncData => file()?.sync_all().map_err(refused("write", &temporary)),
-            Stage::Rename => fs::rename(&temporary, self.path).map_err(refused("replace", self.path)),
-            Stage::SyncName => {
-                let dir = self.path.parent().unwrap_or(Path::new("."));
-                File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused("write", dir))
-            }
-        }
-    }
-}
-
-fn temporary(path: &Path) -> PathBuf {
-    path.with_extension("json.new")
-}
-
-fn refused(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IpamError {
+fn refused(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     let path = path.to_owned();
-    move |source| IpamError::Disk { action, path, source }
+    move |source| DiskError { action, path, source }
 }
 
 #[cfg(test)]
@@ -105,7 +61,12 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::{attachment::AttachmentKey, ipam::Ipam, socket::protocol::PodAdd};
+    use crate::{
+        attachment::AttachmentKey,
+        disk::{Replacement, STAGES, Stage, temporary},
+        ipam::Ipam,
+        socket::protocol::PodAdd,
+    };
 
     fn request(id: &str) -> PodAdd {
         PodAdd {
@@ -154,7 +115,7 @@ mod tests {
                 new.release(&request("a").attachment, std::time::Duration::from_secs(1)).unwrap();
                 let text = new.to_json().unwrap();
                 let cut = if done > renamed { text.len() } else { (text.len() as f64 * written) as usize };
-                let mut replacement = Replacement { path: &ipam.path, text: &text[..cut], file: None };
+                let mut replacement = Replacement::new(&ipam.path, &text[..cut], MODE);
                 for stage in &STAGES[..done] {
                     replacement.carry_out(*stage).unwrap();
                 }
@@ -197,7 +158,7 @@ mod tests {
         fs::create_dir(temporary(&ipam.path)).unwrap();
         let range = Some("10.1.0.0/24".parse().unwrap());
         let error = ipam.allocate(&request("a"), range, |_| false, SystemTime::now()).unwrap_err();
-        assert!(matches!(error, IpamError::Disk { .. }), "{error}");
+        assert!(matches!(error, IpamError::Disk(_)), "{error}");
         assert!(ipam.pods().is_empty());
         fs::remove_dir(temporary(&ipam.path)).unwrap();
         give(&mut ipam, "a");

@@ -1,12 +1,15 @@
 //! The interpreter of steps over the real maps and routes.
 
-use std::{collections::BTreeMap, mem};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use ipnet::Ipv4Net;
 use shunt_common::{
     address::{Prefix, kind},
     net::{Ip4, V4, proto},
-    service::{Backend, ServiceKey, state},
+    service::{Backend, Run, ServiceKey, SourceRange, state},
 };
 
 use super::{
@@ -46,13 +49,31 @@ pub struct BpfKernel {
     via: Via,
     /// Backend ids from here on were never used, once all have been read.
     backend_end: Option<u32>,
+    /// Host routes that others still serve, and those of them that are wanted by now.
+    held_back: BTreeSet<Ipv4Net>,
+    waiting: BTreeSet<Ipv4Net>,
 }
 
 impl BpfKernel {
     /// Over these maps and routes.
     #[must_use]
     pub fn new(maps: Maps, netlink: Netlink, via: Via) -> Self {
-        Self { maps, netlink, via, backend_end: None }
+        Self { maps, netlink, via, backend_end: None, held_back: BTreeSet::new(), waiting: BTreeSet::new() }
+    }
+
+    /// Leaves host routes to these prefixes as they are until [`let_go`](Self::let_go): others have some.
+    pub fn hold_back(&mut self, prefixes: impl IntoIterator<Item = Ipv4Net>) {
+        self.held_back.extend(prefixes);
+    }
+
+    /// Writes the host routes that were held back, each in place of what is there.
+    ///
+    /// # Errors
+    /// The routing table refuses.
+    pub fn let_go(&mut self) -> Result<(), BpfError> {
+        self.held_back.clear();
+        let prefixes: Vec<Ipv4Net> = std::mem::take(&mut self.waiting).into_iter().collect();
+        self.via.add(&mut self.netlink, &prefixes).map_err(|(_, error)| error.into())
     }
 
     /// The maps.
@@ -109,6 +130,22 @@ impl BpfKernel {
                 let (keys, values): (Vec<_>, Vec<_>) = rows.unzip();
                 maps.services.put_all(&keys, &values, describe_at).map_err(at_row)
             }
+            Step::PutSourceRange { .. } => {
+                let rows = steps.iter().filter_map(|step| match step {
+                    Step::PutSourceRange { range } => Some((*range, 1)),
+                    _ => None,
+                });
+                let (keys, values): (Vec<_>, Vec<u32>) = rows.unzip();
+                maps.source_ranges.put_all(&keys, &values, describe_at).map_err(at_row)
+            }
+            Step::PutNodePorts { .. } => {
+                let rows = steps.iter().filter_map(|step| match step {
+                    Step::PutNodePorts { index, ports } => Some((*index, *ports)),
+                    _ => None,
+                });
+                let (keys, values): (Vec<_>, Vec<_>) = rows.unzip();
+                maps.node_ports.put_all(&keys, &values, describe_at).map_err(at_row)
+            }
             Step::PutAddress { .. } => {
                 let rows = steps.iter().filter_map(|step| match step {
                     Step::PutAddress { addr, address } => Some((*addr, *address)),
@@ -125,10 +162,14 @@ impl BpfKernel {
                 let (keys, values): (Vec<_>, Vec<_>) = rows.unzip();
                 maps.routes.put_all(&keys, &values, describe_at).map_err(at_row)
             }
-            Step::DeleteService { .. } | Step::DeleteAddress { .. } | Step::DeleteRoute { .. } => {
+            Step::DeleteService { .. }
+            | Step::DeleteSourceRange { .. }
+            | Step::DeleteAddress { .. }
+            | Step::DeleteRoute { .. } => {
                 for (index, step) in steps.iter().enumerate() {
                     let deleted = match step {
                         Step::DeleteService { key } => maps.services.delete(key),
+                        Step::DeleteSourceRange { range } => maps.source_ranges.delete(range),
                         Step::DeleteAddress { addr } => maps.addresses.delete(addr),
                         Step::DeleteRoute { prefix } => maps.routes.delete(prefix),
                         _ => Ok(false),
@@ -138,7 +179,14 @@ impl BpfKernel {
                 Ok(())
             }
             Step::AddHostRoute { .. } => {
-                let prefixes: Vec<Ipv4Net> = steps.iter().filter_map(host_route).collect();
+                let wanted = steps.iter().filter_map(host_route);
+                let (waiting, prefixes): (BTreeSet<_>, Vec<_>) = if self.held_back.is_empty() {
+                    (BTreeSet::new(), wanted.collect())
+                } else {
+                    let (waiting, now): (Vec<_>, Vec<_>) = wanted.partition(|prefix| self.held_back.contains(prefix));
+                    (waiting.into_iter().collect(), now)
+                };
+                self.waiting.extend(waiting);
                 self.via.add(&mut self.netlink, &prefixes).map_err(at_row)
             }
             Step::RemoveHostRoute { .. } => {
@@ -154,11 +202,12 @@ impl BpfKernel {
         Ok(self.maps.epoch.put(&0, &now.wrapping_add(1), || "the epoch".to_owned())?)
     }
 
-    /// The slots that some Service's run covers, and only these.
+    /// The slots that some frontend's runs cover, and only these.
     fn read_slots(&self, actual: &mut Actual) -> Result<(), BpfError> {
         let capacity = self.maps.slots.capacity();
-        let run = |base: u32, count: u32| base.min(capacity)..base.saturating_add(count).min(capacity);
-        let end = actual.services.values().map(|service| run(service.base, service.count).end).max().unwrap_or(0);
+        let covered = |run: Run| run.slots().start.min(capacity)..run.slots().end.min(capacity);
+        let runs: BTreeSet<Run> = actual.services.values().flat_map(|service| [service.cluster, service.outside]).collect();
+        let end = runs.iter().map(|run| covered(*run).end).max().unwrap_or(0);
         let mut slots: Vec<u32> = Vec::with_capacity(end as usize);
         if end > 0 {
             self.maps.slots.walk(&mut Cursor::default(), |_, values| {
@@ -166,11 +215,10 @@ impl BpfKernel {
                 slots.len() < end as usize
             })?;
         }
-        let mut covered = BTreeMap::new();
-        for service in actual.services.values() {
-            covered.extend(run(service.base, service.count).filter_map(|slot| Some((slot, *slots.get(slot as usize)?))));
+        for run in runs {
+            let ids = covered(run).filter_map(|slot| Some((slot, *slots.get(slot as usize)?)));
+            actual.slots.extend(ids);
         }
-        actual.slots = covered;
         Ok(())
     }
 
@@ -210,6 +258,8 @@ impl Kernel for BpfKernel {
             addresses: self.maps.addresses.entries()?.into_iter().collect(),
             routes: self.maps.routes.entries()?.into_iter().collect(),
             services: self.maps.services.entries()?.into_iter().collect(),
+            source_ranges: self.maps.source_ranges.entries()?.into_iter().map(|(range, _)| range).collect(),
+            node_ports: self.maps.node_ports.entries()?.into_iter().filter(|(_, ports)| *ports != 0).collect(),
             ..Actual::default()
         };
         self.read_slots(&mut actual)?;
@@ -234,7 +284,7 @@ fn host_route(step: &Step) -> Option<Ipv4Net> {
 fn moves_packets(step: &Step) -> bool {
     match step {
         Step::PutAddress { address, .. } => address.kind != kind::SERVICE,
-        Step::DeleteAddress { .. } | Step::PutRoute { .. } | Step::DeleteRoute { .. } => true,
+        Step::DeleteAddress { .. } | Step::PutRoute { .. } | Step::DeleteRoute { .. } | Step::PutNodePorts { .. } => true,
         _ => false,
     }
 }
@@ -245,6 +295,8 @@ fn describe(step: &Step) -> String {
         Step::PutBackend { id, backend } => format!("backend {id} ({}:{})", backend.addr, backend.port),
         Step::PutSlots { base, ids } => format!("the run of {} slots from {base}", ids.len()),
         Step::PutService { key, .. } | Step::DeleteService { key } => format!("frontend {}", frontend(key)),
+        Step::PutSourceRange { range } | Step::DeleteSourceRange { range } => source_range(range),
+        Step::PutNodePorts { index, .. } => format!("word {index} of the node ports"),
         Step::PutAddress { addr, .. } | Step::DeleteAddress { addr } => address(*addr),
         Step::PutRoute { prefix, .. } | Step::DeleteRoute { prefix } => route(prefix),
         Step::AddHostRoute { prefix } | Step::RemoveHostRoute { prefix } => format!("host route {prefix}"),
@@ -253,6 +305,10 @@ fn describe(step: &Step) -> String {
 
 fn address(addr: Ip4) -> String {
     format!("address {addr}")
+}
+
+fn source_range(range: &SourceRange<V4>) -> String {
+    format!("source range {}/{} of Service number {}", range.clients.addr, range.len.saturating_sub(32), range.clients.service)
 }
 
 fn route(prefix: &Prefix<V4>) -> String {

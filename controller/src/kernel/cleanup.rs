@@ -73,19 +73,30 @@ pub fn remove_all(dir: &PinDir) -> (Removed, Vec<CleanupError>) {
         }
         Err(error) => errors.push(error.into()),
     }
-    for path in [dir.links(), dir.path().to_owned()] {
-        match fs::remove_dir(&path) {
-            Err(error) if !is_not_ours(&error) => {
-                errors.push(CleanupError::Directory { path, source: error });
-            }
-            _ => {}
-        }
+    if let Err((path, source)) = remove_directories(dir) {
+        errors.push(CleanupError::Directory { path, source });
     }
     match Netlink::open() {
         Ok(mut netlink) => remove_devices(&mut netlink, &mut removed, &mut errors),
         Err(error) => errors.push(CleanupError::Netlink(error)),
     }
     (removed, errors)
+}
+
+/// Removes the directories of pins that have none any more.
+///
+/// # Errors
+/// The last that could not be removed, and why.
+pub fn remove_directories(dir: &PinDir) -> Result<(), (PathBuf, io::Error)> {
+    let mut failure = Ok(());
+    for path in [dir.links(), dir.path().to_owned()] {
+        if let Err(error) = fs::remove_dir(&path)
+            && !is_not_ours(&error)
+        {
+            failure = Err((path, error));
+        }
+    }
+    failure
 }
 
 /// A directory that is gone already, is the root of a BPF filesystem (which is whose who mounted it), or holds what others put there.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use shunt_common::{
     net::V4,
-    service::{Backend, Service, ServiceKey, state},
+    service::{Backend, Service, ServiceKey, flags, state},
 };
 
 use super::step::{Actual, Kernel, Step};
@@ -51,6 +51,12 @@ pub enum Dangling {
         /// The backend.
         id: u32,
     },
+    /// A frontend was to be limited to source ranges of which there are none.
+    #[error("{key:?} would let nobody in")]
+    NobodyLetIn {
+        /// The frontend.
+        key: ServiceKey<V4>,
+    },
     /// Something was to be removed that isn't there.
     #[error("there is nothing to remove: {step:?}")]
     Absent {
@@ -83,8 +89,10 @@ impl FakeKernel {
             Step::PutSlots { base, ids } => {
                 let end = base + ids.len() as u32;
                 let user = held.services.iter().find(|(_, service)| {
-                    let used = run(service);
-                    used.start.max(*base) < used.end.min(end)
+                    [service.cluster, service.outside].iter().any(|run| {
+                        let used = run.slots();
+                        used.start.max(*base) < used.end.min(end)
+                    })
                 });
                 if let Some((&key, _)) = user {
                     return Err(Dangling::RunInUse { base: *base, key });
@@ -93,17 +101,32 @@ impl FakeKernel {
                 true
             }
             Step::PutService { key, service } => {
-                let dangling = run(service).find(|slot| {
+                let dangling = slots(service).find(|slot| {
                     let backend = held.slots.get(slot).and_then(|id| held.backends.get(id));
                     backend.is_none_or(|backend| backend.state == state::FREE)
                 });
                 if let Some(slot) = dangling {
                     return Err(Dangling::Slot { key: *key, slot });
                 }
+                if held.source_ranges.iter().all(|range| range.clients.service != service.id)
+                    && service.flags & flags::SOURCE_RANGES != 0
+                {
+                    return Err(Dangling::NobodyLetIn { key: *key });
+                }
                 held.services.insert(*key, *service);
                 true
             }
             Step::DeleteService { key } => held.services.remove(key).is_some(),
+            Step::PutSourceRange { range } => {
+                held.source_ranges.insert(*range);
+                true
+            }
+            Step::DeleteSourceRange { range } => held.source_ranges.remove(range),
+            Step::PutNodePorts { index, ports: 0 } => held.node_ports.remove(index).is_some(),
+            Step::PutNodePorts { index, ports } => {
+                held.node_ports.insert(*index, *ports);
+                true
+            }
             Step::PutAddress { addr, address } => {
                 held.addresses.insert(*addr, *address);
                 true
@@ -133,7 +156,7 @@ impl Kernel for FakeKernel {
 
     fn read_back(&mut self) -> Result<Actual, Dangling> {
         let mut actual = self.held.clone();
-        let covered = actual.services.values().flat_map(run).filter_map(|slot| Some((slot, *self.held.slots.get(&slot)?)));
+        let covered = actual.services.values().flat_map(slots).filter_map(|slot| Some((slot, *self.held.slots.get(&slot)?)));
         actual.slots = covered.collect::<BTreeMap<_, _>>();
         Ok(actual)
     }
@@ -143,7 +166,7 @@ fn check_backend(held: &Actual, id: u32, backend: &Backend<V4>) -> Result<(), Da
     let before = held.backends.get(&id);
     let keeps_target = before.is_some_and(|before| (before.addr, before.port) == (backend.addr, backend.port));
     if backend.state == state::FREE || !keeps_target {
-        let names_it = |service: &Service| run(service).any(|slot| held.slots.get(&slot) == Some(&id));
+        let names_it = |service: &Service| slots(service).any(|slot| held.slots.get(&slot) == Some(&id));
         if let Some((&key, _)) = held.services.iter().find(|(_, service)| names_it(service)) {
             return Err(Dangling::BackendInUse { id, key });
         }
@@ -156,6 +179,6 @@ fn check_backend(held: &Actual, id: u32, backend: &Backend<V4>) -> Result<(), Da
     Ok(())
 }
 
-fn run(service: &Service) -> std::ops::Range<u32> {
-    service.base..service.base.saturating_add(service.count)
+fn slots(service: &Service) -> impl Iterator<Item = u32> + use<> {
+    service.cluster.slots().chain(service.outside.slots())
 }

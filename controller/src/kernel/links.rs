@@ -100,6 +100,8 @@ pub enum Kind {
     Veth,
     /// A VXLAN device.
     Vxlan {
+        /// Network identifier; 0 where each packet says its own.
+        vni: u32,
         /// UDP port.
         port: u16,
         /// Whether it takes its tunnel from each packet's metadata.
@@ -143,7 +145,8 @@ impl Kind {
                 LinkInfo::Data(InfoData::Vxlan(data)) => {
                     let port = data.iter().find_map(|info| if let InfoVxlan::Port(port) = info { Some(*port) } else { None });
                     let external = data.iter().any(|info| matches!(info, InfoVxlan::CollectMetadata(true)));
-                    kind = Self::Vxlan { port: port.unwrap_or(0), external };
+                    let vni = data.iter().find_map(|info| if let InfoVxlan::Id(vni) = info { Some(*vni) } else { None });
+                    kind = Self::Vxlan { vni: vni.unwrap_or(0), port: port.unwrap_or(0), external };
                 }
                 _ => {}
             }
@@ -268,24 +271,24 @@ const SPARE_PORTS: u16 = 32;
 /// The kernel refuses, or the name is taken by something else.
 pub fn ensure_tunnel(netlink: &mut Netlink, spec: &TunnelSpec) -> Result<Tunnel, LinksError> {
     if let Some(link) = by_name(netlink, TUNNEL)? {
-        let Kind::Vxlan { port, external } = link.kind else { return Err(LinksError::ForeignTunnel) };
+        let Kind::Vxlan { port, external, .. } = link.kind else { return Err(LinksError::ForeignTunnel) };
         if external && (port == spec.port || !is_free(spec.port)) {
             if link.mtu != spec.mtu || link.mac != Some(spec.mac) || !link.up {
                 let message =
                     LinkUnspec::new_with_index(link.index).mtu(spec.mtu).address(spec.mac.bytes.to_vec()).up().build();
                 netlink.request(RouteNetlinkMessage::SetLink(message), 0).map_err(netlink_error("set up", TUNNEL))?;
             }
-            let without_gro = (port != spec.port).then(|| port_taken(spec.port));
+            let without_gro = if port == spec.port { None } else { without_gro(netlink, spec.port)? };
             return Ok(Tunnel { index: link.index, created: false, without_gro });
         }
         delete(netlink, link.index, TUNNEL)?;
     }
-    let mut without_gro = None;
+    let mut is_taken = false;
     let mut outcome = create(netlink, vxlan(spec));
     for offset in 1..=SPARE_PORTS {
         match &outcome {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EEXIST)) => {
-                without_gro = Some(port_taken(spec.port));
+                is_taken = true;
                 outcome = create(netlink, vxlan(&TunnelSpec { port: spec.port.wrapping_add(offset), ..*spec }));
             }
             _ => break,
@@ -296,7 +299,14 @@ pub fn ensure_tunnel(netlink: &mut Netlink, spec: &TunnelSpec) -> Result<Tunnel,
         outcome => outcome.map_err(netlink_error("create", TUNNEL))?,
     }
     let link = by_name(netlink, TUNNEL)?.ok_or_else(|| netlink_error("create", TUNNEL)(io::ErrorKind::NotFound.into()))?;
+    let without_gro = if is_taken { without_gro(netlink, spec.port)? } else { None };
     Ok(Tunnel { index: link.index, created: true, without_gro })
+}
+
+/// Why tunnel packets get no GRO although the tunnel's port is taken: another VXLAN device's socket merges them as ours would.
+fn without_gro(netlink: &mut Netlink, wanted: u16) -> Result<Option<String>, LinksError> {
+    let merges = |link: &Link| link.up && matches!(link.kind, Kind::Vxlan { port, .. } if port == wanted);
+    Ok(if list(netlink)?.iter().any(merges) { None } else { Some(port_taken(wanted)) })
 }
 
 /// Whether a UDP port can be bound now.
@@ -306,7 +316,7 @@ fn is_free(port: u16) -> bool {
 
 fn port_taken(port: u16) -> String {
     format!(
-        "UDP port {port} is bound by something else (another VXLAN device?), so that tunnel packets get no GRO and bulk transfers \
+        "UDP port {port} is bound by something that is no VXLAN device, so that tunnel packets get no GRO and bulk transfers \
          are slower: free the port and restart the agent"
     )
 }

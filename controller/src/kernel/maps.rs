@@ -8,7 +8,7 @@ use shunt_common::{
     conntrack::{CtEntry, CtKey},
     maps::{self, MapSpec},
     net::{Ip4, V4},
-    service::{Backend, Service, ServiceKey},
+    service::{Backend, Service, ServiceKey, SourceRange},
 };
 
 use super::table::{Table, TableError};
@@ -26,8 +26,14 @@ pub struct Maps {
     pub slots: Table<u32, u32>,
     /// `BACKENDS`.
     pub backends: Table<u32, Backend<V4>>,
+    /// `NODE_PORTS`.
+    pub node_ports: Table<u32, u64>,
+    /// `SOURCE_RANGES`.
+    pub source_ranges: Table<SourceRange<V4>, u32>,
     /// `EPOCH`.
     pub epoch: Table<u32, u32>,
+    /// `TAKEOVER`.
+    pub takeover: Table<u32, u32>,
     /// `CONNTRACK`.
     pub conntrack: Table<CtKey<V4>, CtEntry<V4>>,
 }
@@ -44,7 +50,10 @@ impl Maps {
             services: Table::open(&maps::SERVICES, path(&maps::SERVICES).as_ref())?,
             slots: Table::open(&maps::SLOTS, path(&maps::SLOTS).as_ref())?,
             backends: Table::open(&maps::BACKENDS, path(&maps::BACKENDS).as_ref())?,
+            node_ports: Table::open(&maps::NODE_PORTS, path(&maps::NODE_PORTS).as_ref())?,
+            source_ranges: Table::open(&maps::SOURCE_RANGES, path(&maps::SOURCE_RANGES).as_ref())?,
             epoch: Table::open(&maps::EPOCH, path(&maps::EPOCH).as_ref())?,
+            takeover: Table::open(&maps::TAKEOVER, path(&maps::TAKEOVER).as_ref())?,
             conntrack: Table::open(&maps::CONNTRACK, path(&maps::CONNTRACK).as_ref())?,
         })
     }

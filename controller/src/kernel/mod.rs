@@ -1,5 +1,5 @@
-//! The kernel as the agent sees it. Only this room imports aya, and only `netlink`, `links`, `routes` and `watch` speak netlink
-//! (the plugin has a socket of its own in the pod's namespace).
+//! The kernel as the agent sees it. Only this room imports aya, and only it speaks netlink: `netlink`, `links`, `routes`, `ports` and `watch` of
+//! routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter (the plugin has a socket of its own in the pod's namespace).
 
 pub mod bpf;
 pub mod cleanup;
@@ -7,16 +7,23 @@ pub mod defrag;
 pub mod events;
 pub mod fake;
 pub mod features;
+pub mod grace;
 pub mod links;
 pub mod maps;
 pub mod netlink;
+pub mod nf_conntrack;
+pub mod nf_tables;
+mod nfnetlink;
 pub mod pins;
+pub mod ports;
 pub mod programs;
 pub mod read;
 pub mod routes;
+pub mod skb;
 pub mod step;
 pub mod sweeper;
 pub mod sys;
 pub mod sysctl;
 pub mod table;
 pub mod watch;
+pub mod xtables;

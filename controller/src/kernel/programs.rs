@@ -21,6 +21,7 @@ use shunt_common::{
 
 use super::{
     pins::{MapPins, PinDir, PinError, Shape},
+    skb::{SkbAccess, SkbError},
     sys::Target,
 };
 
@@ -134,11 +135,55 @@ pub enum Attached {
     Replaced,
 }
 
+/// Why programs mend transport checksums through helpers.
+#[derive(Debug, thiserror::Error)]
+pub enum Slower {
+    /// The kernel doesn't say what they need to know.
+    #[error("programs mend checksums the slower way")]
+    Unknown(#[from] SkbError),
+    /// It refuses them when they use it.
+    #[error("programs mend checksums the slower way")]
+    Refused(#[source] Box<ProgramsError>),
+}
+
+impl From<ProgramsError> for Slower {
+    fn from(error: ProgramsError) -> Self {
+        Self::Refused(Box::new(error))
+    }
+}
+
+/// Makes the maps of an object, adjusted by `adjust`, and verifies every program.
+///
+/// # Errors
+/// The kernel refuses; the error says which program.
+pub fn load<'a>(
+    object: &[u8],
+    node: &'a NodeConfig,
+    skb: &'a SkbAccess,
+    adjust: impl FnOnce(&mut EbpfLoader<'a>),
+) -> Result<Ebpf, ProgramsError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("NODE", node, true).override_global("SKB", skb.layout(), true);
+    adjust(&mut loader);
+    let mut ebpf = loader.load(&skb.patch(object)).map_err(|error| ProgramsError::Load(Box::new(error)))?;
+    for hook in Hook::ALL {
+        let name = hook.program();
+        let program = ebpf.program_mut(name).ok_or(ProgramsError::NoSuchProgram { program: name })?;
+        let loaded = match hook {
+            Hook::FromWireXdp => <&mut Xdp>::try_from(program).and_then(Xdp::load),
+            _ => <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load),
+        };
+        loaded.map_err(program_error("load", name, ""))?;
+    }
+    Ok(ebpf)
+}
+
 /// Loaded programs, ready to be attached.
 #[derive(Debug)]
 pub struct Programs {
     ebpf: Ebpf,
     dir: PinDir,
+    slower: Option<Slower>,
 }
 
 impl Programs {
@@ -170,27 +215,26 @@ impl Programs {
         node: &NodeConfig,
         capacities: &Capacities,
     ) -> Result<Self, ProgramsError> {
-        let mut loader = EbpfLoader::new();
-        loader.override_global("NODE", node, true);
-        for spec in ALL {
-            loader.map_pin_path(spec.name, pins.path(spec)).map_max_entries(spec.name, capacity(spec, capacities));
-        }
-        let mut ebpf = loader.load(object).map_err(|error| ProgramsError::Load(Box::new(error)))?;
-        for hook in Hook::ALL {
-            let name = hook.program();
-            let program = ebpf.program_mut(name).ok_or(ProgramsError::NoSuchProgram { program: name })?;
-            let loaded = match hook {
-                Hook::FromWireXdp => <&mut Xdp>::try_from(program).and_then(Xdp::load),
-                _ => <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load),
-            };
-            loaded.map_err(|source| ProgramsError::Program {
-                action: "load",
-                program: name,
-                interface: String::new(),
-                source: Box::new(source),
-            })?;
-        }
-        Ok(Self { ebpf, dir: dir.clone() })
+        let pinned = |skb: &SkbAccess| {
+            load(object, node, skb, |loader| {
+                for spec in ALL {
+                    loader.map_pin_path(spec.name, pins.path(spec)).map_max_entries(spec.name, capacity(spec, capacities));
+                }
+            })
+        };
+        // What the kernel says of itself may still be more than it lets us do.
+        let fast = SkbAccess::of_this_kernel().map_err(Slower::from).and_then(|skb| pinned(&skb).map_err(Slower::from));
+        let (ebpf, slower) = match fast {
+            Ok(ebpf) => (ebpf, None),
+            Err(reason) => (pinned(&SkbAccess::NONE)?, Some(reason)),
+        };
+        Ok(Self { ebpf, dir: dir.clone(), slower })
+    }
+
+    /// Why programs mend checksums the slower way, if they do.
+    #[must_use]
+    pub fn slower(&self) -> Option<&Slower> {
+        self.slower.as_ref()
     }
 
     /// Attaches the program of a hook to an interface, or, where it is attached already, replaces the running program in one step.

@@ -1,11 +1,13 @@
 //! What the pinned maps hold, as rows for people and programs. Needs no agent.
 
+use std::collections::BTreeSet;
+
 use shunt_common::{
     address::{Address, Prefix, Route},
     conntrack::{CtEntry, CtKey},
     maps,
     net::{Ip4, V4},
-    service::{Backend, Service, ServiceKey, state},
+    service::{Backend, Run, Service, ServiceKey, SourceRange, flags, state},
     verdict::{Counter, DropReason},
 };
 
@@ -25,15 +27,19 @@ pub struct BackendRow {
     pub backend: Backend<V4>,
 }
 
-/// A frontend with what its run of slots names, in the order of the slots.
+/// A frontend with what its runs of slots name, each backend once, in the order of its first slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceRow {
     /// Frontend.
     pub key: ServiceKey<V4>,
-    /// Run and flags.
+    /// Runs and flags.
     pub service: Service,
-    /// Backends.
-    pub backends: Vec<BackendRow>,
+    /// Backends for clients in the cluster.
+    pub cluster: Vec<BackendRow>,
+    /// Backends for clients from the outside.
+    pub outside: Vec<BackendRow>,
+    /// Who is let in, if not everybody.
+    pub source_ranges: Vec<SourceRange<V4>>,
 }
 
 /// One entry of a tracked flow with its key.
@@ -98,17 +104,31 @@ impl Reader {
     pub fn services(&self) -> Result<Vec<ServiceRow>, TableError> {
         let mut services = self.maps.services.entries()?;
         services.sort_unstable_by_key(|(key, _)| (key.addr.to_host(), key.port.to_host(), key.proto));
+        let mut ranges: Vec<SourceRange<V4>> = self.maps.source_ranges.entries()?.into_iter().map(|(range, _)| range).collect();
+        ranges.sort_unstable_by_key(|range| (range.clients.addr.to_host(), range.len));
         let mut rows = Vec::with_capacity(services.len());
         for (key, service) in services {
-            let mut backends = Vec::new();
-            let end = service.base.saturating_add(service.count).min(self.maps.slots.capacity());
-            for slot in service.base..end {
-                let Some(id) = self.maps.slots.get(&slot)? else { continue };
-                if let Some(backend) = self.maps.backends.get(&id)? {
-                    backends.push(BackendRow { id, backend });
-                }
+            let is_limited = service.flags & flags::SOURCE_RANGES != 0;
+            let own = ranges.iter().filter(|range| is_limited && range.clients.service == service.id);
+            rows.push(ServiceRow {
+                key,
+                service,
+                cluster: self.run(service.cluster)?,
+                outside: self.run(service.outside)?,
+                source_ranges: own.copied().collect(),
+            });
+        }
+        Ok(rows)
+    }
+
+    fn run(&self, run: Run) -> Result<Vec<BackendRow>, TableError> {
+        let mut rows = Vec::new();
+        let mut seen = BTreeSet::new();
+        for slot in run.base..run.slots().end.min(self.maps.slots.capacity()) {
+            let Some(id) = self.maps.slots.get(&slot)?.filter(|id| seen.insert(*id)) else { continue };
+            if let Some(backend) = self.maps.backends.get(&id)? {
+                rows.push(BackendRow { id, backend });
             }
-            rows.push(ServiceRow { key, service, backends });
         }
         Ok(rows)
     }
@@ -159,6 +179,7 @@ impl Reader {
             fill(maps::ADDRESSES.name, &self.maps.addresses)?,
             fill(maps::ROUTES.name, &self.maps.routes)?,
             fill(maps::SERVICES.name, &self.maps.services)?,
+            fill(maps::SOURCE_RANGES.name, &self.maps.source_ranges)?,
             fill(maps::CONNTRACK.name, &self.maps.conntrack)?,
         ])
     }

@@ -13,6 +13,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
     },
 };
+use serde::{Deserialize, Serialize};
 use shunt_common::{
     config::link_local::{GATEWAY, HAIRPIN},
     net::Mac,
@@ -215,6 +216,51 @@ pub fn remove_all(netlink: &mut Netlink) -> Result<usize, LinksError> {
         }
     }
     Ok(removed)
+}
+
+/// A route of others over one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OthersRoute {
+    /// Where it leads.
+    pub prefix: Ipv4Net,
+    /// The next hop, reached directly whatever the device's addresses are.
+    pub gateway: Ipv4Addr,
+}
+
+/// Routes with a gateway over a device that are not ours.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn of_others(netlink: &mut Netlink, index: u32) -> Result<Vec<OthersRoute>, LinksError> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.table = RouteHeader::RT_TABLE_MAIN;
+    let answers = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(netlink_error("list", "routes"))?;
+    Ok(answers
+        .iter()
+        .filter_map(|answer| if let RouteNetlinkMessage::NewRoute(message) = answer { Some(message) } else { None })
+        .filter(|message| message.header.protocol != RouteProtocol::Other(PROTOCOL) && interface(message) == Some(index))
+        .filter_map(|message| Some(OthersRoute { prefix: destination(message)?, gateway: gateway(message)? }))
+        .collect())
+}
+
+/// Puts routes of others back in place of ours, each in one step.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn give_back(netlink: &mut Netlink, index: u32, routes: &[OthersRoute]) -> Result<(), LinksError> {
+    let messages = routes.iter().map(|route| {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(route.prefix.addr(), route.prefix.prefix_len())
+            .gateway(route.gateway)
+            .output_interface(index)
+            .onlink()
+            .build();
+        (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    });
+    netlink.pipeline(messages).map_err(|(at, error)| {
+        netlink_error("put back the route to", routes.get(at).map(|route| route.prefix.to_string()).unwrap_or_default())(error)
+    })
 }
 
 fn ours(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, LinksError> {

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use shunt_common::{
     address::{Address, Prefix, Route},
     net::{Ip4, V4},
-    service::{Backend, Service, ServiceKey},
+    service::{Backend, Service, ServiceKey, SourceRange},
 };
 
 /// One change. A list of steps is ordered so that a referent exists before its reference and outlives it.
@@ -26,17 +26,34 @@ pub enum Step {
         /// Backend ids.
         ids: Vec<u32>,
     },
-    /// Write a frontend, which names its run of slots.
+    /// Let clients of a prefix reach a Service at the addresses of a load balancer.
+    PutSourceRange {
+        /// The prefix, with the Service's number.
+        range: SourceRange<V4>,
+    },
+    /// The reverse.
+    DeleteSourceRange {
+        /// The prefix, with the Service's number.
+        range: SourceRange<V4>,
+    },
+    /// Write a frontend, which names its runs of slots.
     PutService {
         /// Frontend.
         key: ServiceKey<V4>,
-        /// Run and flags.
+        /// Runs and flags.
         service: Service,
     },
     /// Remove a frontend.
     DeleteService {
         /// Frontend.
         key: ServiceKey<V4>,
+    },
+    /// Write which of 64 ports some frontend at a node's address has.
+    PutNodePorts {
+        /// Index in `NODE_PORTS`.
+        index: u32,
+        /// A bit for each.
+        ports: u64,
     },
     /// Write who owns an address.
     PutAddress {
@@ -83,7 +100,11 @@ pub struct Actual {
     pub routes: BTreeMap<Prefix<V4>, Route>,
     /// `SERVICES`.
     pub services: BTreeMap<ServiceKey<V4>, Service>,
-    /// The slots that some Service's run covers.
+    /// `SOURCE_RANGES`.
+    pub source_ranges: BTreeSet<SourceRange<V4>>,
+    /// `NODE_PORTS`, as far as there are any.
+    pub node_ports: BTreeMap<u32, u64>,
+    /// The slots that some frontend's runs cover.
     pub slots: BTreeMap<u32, u32>,
     /// `BACKENDS`, free ones that were used before included: their generation counts on.
     pub backends: BTreeMap<u32, Backend<V4>>,

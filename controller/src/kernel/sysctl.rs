@@ -1,6 +1,14 @@
 //! Kernel settings of this network namespace that the dataplane depends on, each with its reason.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+/// Where a container has the node's settings: its own /proc/sys is read-only, and runtimes mount nothing over that.
+const MOUNTED: &str = "/host/proc/sys/net";
+const OWN: &str = "/proc/sys/net";
 
 /// A setting below /proc/sys/net, its value, and what breaks without it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +42,10 @@ fn required(key: String, value: &'static str, reason: &'static str) -> Sysctl {
 const RP_FILTER_REASON: &str =
     "packets come in by the fast path and go out by the slow one, which a strict reverse path filter drops";
 
+/// `ip_forward` sets it on every interface, but others (systemd-networkd's `IPForward=no`) set it per interface.
+const FORWARDING_REASON: &str =
+    "the host's stack forwards what the fast path leaves to it, by the interface that it came in by";
+
 /// Nothing of ours speaks IPv6 yet, so that the host must not start to on our devices.
 fn ipv6_off(interface: &str) -> Sysctl {
     Sysctl {
@@ -44,13 +56,22 @@ fn ipv6_off(interface: &str) -> Sysctl {
     }
 }
 
-/// What the node needs once.
+/// What the node needs of what is not ours: the host as a whole, and the underlay.
 #[must_use]
-pub fn of_node(underlay: &str, tunnel: &str) -> Vec<Sysctl> {
+pub fn of_host(underlay: &str) -> Vec<Sysctl> {
     vec![
         required("ipv4/ip_forward".to_owned(), "1", "the host's stack forwards what the fast path leaves to it"),
-        required(format!("ipv4/conf/{tunnel}/rp_filter"), "2", RP_FILTER_REASON),
+        required(format!("ipv4/conf/{underlay}/forwarding"), "1", FORWARDING_REASON),
         required(format!("ipv4/conf/{underlay}/rp_filter"), "2", RP_FILTER_REASON),
+    ]
+}
+
+/// What the tunnel device needs, which goes with it.
+#[must_use]
+pub fn of_tunnel(tunnel: &str) -> Vec<Sysctl> {
+    vec![
+        required(format!("ipv4/conf/{tunnel}/forwarding"), "1", FORWARDING_REASON),
+        required(format!("ipv4/conf/{tunnel}/rp_filter"), "2", RP_FILTER_REASON),
         ipv6_off(tunnel),
     ]
 }
@@ -59,6 +80,7 @@ pub fn of_node(underlay: &str, tunnel: &str) -> Vec<Sysctl> {
 #[must_use]
 pub fn of_pod(interface: &str) -> Vec<Sysctl> {
     vec![
+        required(format!("ipv4/conf/{interface}/forwarding"), "1", FORWARDING_REASON),
         required(format!("ipv4/conf/{interface}/rp_filter"), "2", RP_FILTER_REASON),
         required(
             format!("ipv4/conf/{interface}/proxy_arp"),
@@ -74,27 +96,97 @@ pub fn of_pod(interface: &str) -> Vec<Sysctl> {
     ]
 }
 
+/// The value that a setting has now; `None` if the kernel has none of that name.
+///
+/// # Errors
+/// It cannot be read.
+pub fn present(key: &str) -> io::Result<Option<String>> {
+    match fs::read_to_string(path(key)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a value.
+///
+/// # Errors
+/// There is no such setting, it may not be written, or the value is refused.
+pub fn write(key: &str, value: &str) -> io::Result<()> {
+    fs::write(path(key), value)
+}
+
+/// Both are of this process' network namespace, whoever mounted them.
+fn path(key: &str) -> PathBuf {
+    static ROOT: LazyLock<&Path> =
+        LazyLock::new(|| [MOUNTED, OWN].map(Path::new).into_iter().find(|dir| dir.is_dir()).unwrap_or(Path::new(OWN)));
+    ROOT.join(key)
+}
+
+/// Those that are not as they should be, with the value that each has now.
+///
+/// # Errors
+/// The first that cannot be read, or that this kernel lacks.
+pub fn differing(settings: &[Sysctl]) -> Result<Vec<(&Sysctl, String)>, SysctlError> {
+    let mut differing = Vec::new();
+    for setting in settings {
+        match present(&setting.key) {
+            Ok(Some(value)) if value == setting.value => {}
+            Ok(Some(value)) => differing.push((setting, value)),
+            Ok(None) if setting.optional => {}
+            Ok(None) => return Err(failed(setting)(io::ErrorKind::NotFound.into())),
+            Err(error) => return Err(failed(setting)(error)),
+        }
+    }
+    Ok(differing)
+}
+
 /// Writes settings that differ; those in force already are left alone, so that a read-only /proc/sys with the right values will do.
 ///
 /// # Errors
 /// The first that could not be written, with the reason for it.
 pub fn apply(settings: &[Sysctl]) -> Result<(), SysctlError> {
-    for setting in settings {
-        let path = PathBuf::from("/proc/sys/net").join(&setting.key);
-        let result = match fs::read_to_string(&path) {
-            Ok(present) if present.trim() == setting.value => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && setting.optional => continue,
-            Err(error) => Err(error),
-            Ok(_) => fs::write(&path, setting.value),
-        };
-        result.map_err(|source| SysctlError {
-            key: setting.key.clone(),
-            value: setting.value,
-            reason: setting.reason,
-            source,
-        })?;
+    for (setting, _) in differing(settings)? {
+        set(setting)?;
     }
     Ok(())
+}
+
+/// Writes one setting.
+///
+/// # Errors
+/// It could not be written, with the reason for it.
+pub fn set(setting: &Sysctl) -> Result<(), SysctlError> {
+    write(&setting.key, setting.value).map_err(failed(setting))
+}
+
+fn failed(setting: &Sysctl) -> impl FnOnce(io::Error) -> SysctlError {
+    let (key, value, reason) = (setting.key.clone(), setting.value, setting.reason);
+    move |source| SysctlError { key, value, reason, source }
+}
+
+/// What another network's bridge needs while pods of its are ours.
+#[must_use]
+pub fn of_adopted_bridge(bridge: &str) -> Vec<Sysctl> {
+    vec![
+        required(format!("ipv4/conf/{bridge}/rp_filter"), "2", RP_FILTER_REASON),
+        required(
+            format!("ipv4/conf/{bridge}/proxy_arp"),
+            "1",
+            "pods on the bridge ask it for the addresses of pods that are not on it",
+        ),
+        required(
+            format!("ipv4/neigh/{bridge}/proxy_delay"),
+            "0",
+            "the kernel otherwise waits up to 0.8 s before it answers for a pod that is not on the bridge",
+        ),
+    ]
+}
+
+/// What another network's tunnel device needs while packets still come in by it and go out by ours.
+#[must_use]
+pub fn of_idle_tunnel(tunnel: &str) -> Vec<Sysctl> {
+    vec![required(format!("ipv4/conf/{tunnel}/rp_filter"), "2", RP_FILTER_REASON)]
 }
 
 /// The ports that the kernel gives to sockets that ask for none: first and last.
@@ -111,7 +203,9 @@ mod tests {
 
     #[test]
     fn an_interface_with_a_dot_is_one_directory() {
-        assert!(of_pod("eth0.100").iter().all(|setting| setting.key.contains("/eth0.100/")));
+        for settings in [of_pod("eth0.100"), of_tunnel("eth0.100"), of_host("eth0.100").split_off(1)] {
+            assert!(settings.iter().all(|setting| setting.key.contains("/eth0.100/")), "{settings:?}");
+        }
     }
 
     #[test]
@@ -120,5 +214,14 @@ mod tests {
         assert!(apply(&[missing(true)]).is_ok());
         let error = apply(&[missing(false)]).unwrap_err().to_string();
         assert!(error.contains("net/ipv4/none_such to 1") && error.contains("of a test"), "{error}");
+        assert_eq!(present("ipv4/none_such").unwrap(), None);
+    }
+
+    #[test]
+    fn what_differs_is_told_with_its_present_value() {
+        let key = "ipv4/ip_default_ttl".to_owned();
+        let value = present(&key).unwrap().unwrap();
+        let setting = Sysctl { key, value: "never", reason: "of a test", optional: false };
+        assert_eq!(differing(std::slice::from_ref(&setting)).unwrap(), [(&setting, value)]);
     }
 }

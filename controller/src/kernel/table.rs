@@ -141,6 +141,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
         sys::update(self.fd(), key, value, Update::Any).map_err(|error| self.write_error(error, what()))
     }
 
+    /// Creates an entry; whether there was none.
+    ///
+    /// # Errors
+    /// As of [`put`](Self::put).
+    pub fn put_new(&self, key: &K, value: &V, what: impl FnOnce() -> String) -> Result<bool, TableError> {
+        match sys::update(self.fd(), key, value, Update::Absent) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            outcome => outcome.map(|()| true).map_err(|error| self.write_error(error, what())),
+        }
+    }
+
     /// Creates or replaces many entries in order; `what` names the one that failed, by its index.
     ///
     /// # Errors

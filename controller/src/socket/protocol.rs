@@ -1,7 +1,7 @@
 //! What is said over the agent's socket. One request a line; one reply a line, or a line for each event of `monitor`.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -170,6 +170,23 @@ pub enum RefusalReason {
     Failed,
 }
 
+impl RefusalReason {
+    /// The word for it in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::NotReady => "not_ready",
+            Self::TryAgain => "try_again",
+            Self::RangeFull => "range_full",
+            Self::RangeUnusable => "range_unusable",
+            Self::Unknown => "unknown",
+            Self::CheckFailed => "check_failed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl Refusal {
     /// A refusal with its message.
     #[must_use]
@@ -202,6 +219,12 @@ pub struct Status {
     pub pin_dir: PathBuf,
     /// Where addresses are kept.
     pub state_dir: PathBuf,
+    /// Where cluster state comes from.
+    #[serde(default)]
+    pub source: Option<SourceStatus>,
+    /// Where health and metrics are answered, if anywhere.
+    #[serde(default)]
+    pub http: Option<SocketAddr>,
     /// Sizes of what is in force.
     pub counts: Counts,
     /// The last time that cluster state was brought into force, if ever.
@@ -210,6 +233,19 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// What an operator should know though it is no fault: policies that are not enforced, for one.
     pub notes: Vec<String>,
+}
+
+/// Where cluster state comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// In words: a directory, or by what an API server was found.
+    pub from: String,
+    /// Whether changes come in, as far as is known.
+    pub connected: bool,
+    /// When an API server last said anything of the kind that it was silent of longest, milliseconds since 1970.
+    #[serde(default)]
+    pub heard_at_unix_ms: Option<u64>,
 }
 
 /// How much is in force.

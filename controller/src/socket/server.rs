@@ -18,6 +18,7 @@ use super::protocol::{
     Happening, MAX_LINE, MonitorEvent, Pod, PodAdd, PodAdded, PodAttach, PodCheck, PodDelete, PodGc, PodGcDone, Refusal,
     RefusalReason, Reply, Request, Status,
 };
+use crate::ending::Ending;
 
 /// What the agent does with requests. Called concurrently; each call may be dropped with its client, except those that change
 /// something: these run to their end.
@@ -59,16 +60,24 @@ impl Default for Limits {
     }
 }
 
-/// Serves until the task is dropped.
-pub async fn serve<H: Handler>(listener: UnixListener, handler: Arc<H>, limits: Limits) {
+/// Serves until it is told to end, and on until every client has what it is owed: its answer, and whoever began an ADD the other half.
+pub async fn serve<H: Handler>(listener: UnixListener, handler: Arc<H>, limits: Limits, mut ending: Ending) {
     let clients = Arc::new(Semaphore::new(limits.clients));
-    // The semaphore is never closed, so that acquiring fails never and the loop ends with the task alone.
-    while let Ok(permit) = clients.clone().acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handler = handler.clone();
+    loop {
+        let accept = async {
+            // The semaphore is never closed, so that acquiring never fails.
+            let permit = clients.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((permit, listener.accept().await?))
+        };
+        let accepted = tokio::select! {
+            accepted = accept => accepted,
+            () = ending.told() => break,
+        };
+        match accepted {
+            Ok((permit, (stream, _))) => {
+                let (handler, ending) = (handler.clone(), ending.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, handler, limits).await {
+                    if let Err(error) = converse(stream, handler, limits, ending).await {
                         tracing::debug!(%error, "client of the agent's socket left");
                     }
                     drop(permit);
@@ -81,9 +90,13 @@ pub async fn serve<H: Handler>(listener: UnixListener, handler: Arc<H>, limits: 
             }
         }
     }
+    // Whoever comes now finds nobody and tries again.
+    drop(listener);
+    let all = u32::try_from(limits.clients).unwrap_or(u32::MAX);
+    let _ = clients.acquire_many(all).await;
 }
 
-async fn converse<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Limits) -> io::Result<()> {
+async fn converse<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Limits, mut ending: Ending) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     let (read, mut write) = stream.into_split();
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
@@ -92,8 +105,15 @@ async fn converse<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Limit
         return send(&mut write, &Reply::<()>::Error(refusal), limits.write).await;
     }
     let mut read = BufReader::new(read);
+    // A plugin that has an address is about to ask for the pod to be attached.
+    let mut is_amid_add = false;
     loop {
-        let line = match timeout(limits.read, next_line(&mut read)).await {
+        let line = tokio::select! {
+            biased;
+            line = timeout(limits.read, next_line(&mut read)) => line,
+            () = ending.told(), if !is_amid_add => return Ok(()),
+        };
+        let line = match line {
             Ok(Ok(Some(line))) => line,
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -108,8 +128,11 @@ async fn converse<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Limit
             }
         };
         match serde_json::from_slice::<Request>(&line) {
-            Ok(Request::Monitor { drops_only }) => return monitor(read, write, &*handler, drops_only, limits).await,
-            Ok(request) => answer(request, &mut write, &handler, limits).await?,
+            Ok(Request::Monitor { drops_only }) => return monitor(read, write, &*handler, drops_only, limits, ending).await,
+            Ok(request) => {
+                is_amid_add = matches!(request, Request::PodAdd(_));
+                answer(request, &mut write, &handler, limits).await?;
+            }
             Err(error) => {
                 let refusal = Refusal::new(RefusalReason::BadRequest, format!("this request cannot be understood: {error}"));
                 send(&mut write, &Reply::<()>::Error(refusal), limits.write).await?;
@@ -182,6 +205,7 @@ async fn monitor<H: Handler>(
     handler: &H,
     drops_only: bool,
     limits: Limits,
+    mut ending: Ending,
 ) -> io::Result<()> {
     let mut events = match handler.monitor().await {
         Ok(events) => events,
@@ -194,6 +218,7 @@ async fn monitor<H: Handler>(
             // A listener has nothing to say; what ends here is the client.
             left = read.read(&mut ignored) => if left? == 0 { return Ok(()) } else { continue },
             event = events.recv() => event,
+            () = ending.told() => return Ok(()),
         };
         let event = match event {
             Ok(event) => event,

@@ -84,6 +84,17 @@ impl<F: Family> Flow<F> {
         self.tuple.proto == proto::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 
+    /// Whether this is a packet of a flow under way as most are: all of a datagram that carries data, with a hop to go.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        let follows = match self.tuple.proto {
+            proto::TCP => self.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0,
+            proto::UDP => true,
+            _ => false,
+        };
+        follows && self.part == Part::Whole && self.ttl > 1
+    }
+
     /// The largest IP packet that leaves once this one is segmented.
     #[inline(always)]
     pub(crate) fn segment_len(&self, gso_size: u32) -> u32 {
@@ -93,8 +104,8 @@ impl<F: Family> Flow<F> {
 
 /// An address family whose packets can be read and rewritten.
 pub(crate) trait Ip: FamilyMaps + Rewrite + Quote + Refusal + Subprograms {
-    /// Reads a packet's headers.
-    fn parse(skb: Skb) -> Result<Flow<Self>, DropReason>;
+    /// Reads a packet's headers, from the IP header at an offset on.
+    fn parse(skb: Skb, at: u64) -> Result<Flow<Self>, DropReason>;
 
     /// Whether an address is multicast or broadcast.
     fn is_multicast(addr: Self::Addr) -> bool;
@@ -140,20 +151,20 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb) -> Result<Flow<V4>, DropReason> {
+    fn parse(skb: Skb, at: u64) -> Result<Flow<V4>, DropReason> {
         // Headers are linear as a rule; a packet from a device that splits them is mended here.
-        let ip: Ipv4Header = match skb.read(ETH_LEN) {
+        let ip: Ipv4Header = match skb.read(at) {
             Some(ip) => ip,
             None => {
                 skb.pull(skb.len().min(HEADERS)).map_err(|_| DropReason::Malformed)?;
-                skb.read(ETH_LEN).ok_or(DropReason::Malformed)?
+                skb.read(at).ok_or(DropReason::Malformed)?
             }
         };
         let header_len = u32::from(ip.version_ihl & 0xf) * 4;
         if ip.version_ihl >> 4 != 4 || header_len < 20 {
             return Err(DropReason::Malformed);
         }
-        let available = skb.len() - ETH_LEN as u32;
+        let available = skb.len() - at as u32;
         // A segment train longer than 64 KiB says 0 (BIG TCP, net/ipv4/ip_output.c).
         let ip_len = match u32::from(u16::from_be(ip.total_len)) {
             0 if skb.gso_size() != 0 => available,
@@ -178,7 +189,7 @@ impl Ip for V4 {
                 dport: Port::NONE,
                 proto: ip.proto,
             },
-            l4: ETH_LEN + header_len as u64,
+            l4: at + header_len as u64,
             l4_len: 8,
             tcp_flags: 0,
             ttl: ip.ttl,

@@ -1,7 +1,7 @@
 //! The packet that an ICMP error quotes.
 
 use shunt_common::{
-    checksum,
+    checksum::{self, Mending, fold32},
     flow::Tuple,
     net::{Family, Ip4, Port, V4, proto},
     verdict::DropReason,
@@ -9,7 +9,6 @@ use shunt_common::{
 
 use super::{
     parse::{Flow, Ipv4Header},
-    rewrite::fold32,
     skb::{Changed, Skb},
 };
 
@@ -97,6 +96,6 @@ impl Quote for V4 {
             skb.write(l4, [to.sport.be, to.dport.be])?;
         }
         sum += ports;
-        skb.fix_l4(flow.l4 + 2, fold32(sum), false, false)
+        skb.fix_l4(flow.l4 + 2, &Mending { addresses: 0, all: fold32(sum) }, false)
     }
 }

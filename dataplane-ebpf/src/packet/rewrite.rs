@@ -1,7 +1,7 @@
 //! Changing what a packet says of its ends and its age, with every checksum kept right.
 
 use shunt_common::{
-    checksum,
+    checksum::{self, Mending, difference, fold32},
     flow::Tuple,
     net::{Family, V4, proto},
     verdict::DropReason,
@@ -23,8 +23,11 @@ pub(super) mod ipv4 {
 
 /// What a family must know to rewrite its header.
 pub(crate) trait Rewrite: Family {
-    /// Makes the packet that `flow` was read from carry `to` instead. What is equal is not touched.
-    fn rewrite(skb: Skb, flow: &Flow<Self>, to: &Tuple<Self>) -> Changed;
+    /// What a packet's checksums must be mended by when it carries `to` instead of `from`.
+    fn mending(from: &Tuple<Self>, to: &Tuple<Self>) -> Mending;
+
+    /// Makes the packet that `flow` was read from carry `to` instead, and some hops older.
+    fn rewrite(skb: Skb, flow: &Flow<Self>, to: &Tuple<Self>, mending: &Mending, hops: u8) -> Changed;
 
     /// One hop older.
     fn age(skb: Skb) -> Changed;
@@ -44,41 +47,29 @@ fn check_field(protocol: u8) -> Option<(u64, bool)> {
     }
 }
 
-/// The difference that a changed 32-bit word makes to a sum.
-#[inline(always)]
-pub(super) const fn difference(from: u32, to: u32) -> u64 {
-    (!from) as u64 + to as u64
-}
-
-/// A 64-bit sum folded to 32 bits, as helpers take it.
-#[inline(always)]
-pub(super) const fn fold32(sum: u64) -> u32 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    sum as u32
-}
-
 impl Rewrite for V4 {
     #[inline(always)]
-    fn rewrite(skb: Skb, flow: &Flow<V4>, to: &Tuple<V4>) -> Changed {
-        let from = &flow.tuple;
+    fn mending(from: &Tuple<V4>, to: &Tuple<V4>) -> Mending {
         let addresses = fold32(difference(from.src.be, to.src.be) + difference(from.dst.be, to.dst.be));
+        // Words of zero-extended ports: their difference is that of the 16-bit words.
+        let ports = difference(from.sport.be as u32, to.sport.be as u32) + difference(from.dport.be as u32, to.dport.be as u32);
+        Mending { addresses, all: fold32(addresses as u64 + ports) }
+    }
+
+    #[inline(always)]
+    fn rewrite(skb: Skb, flow: &Flow<V4>, to: &Tuple<V4>, mending: &Mending, hops: u8) -> Changed {
+        let from = &flow.tuple;
         let ports_change = from.sport != to.sport || from.dport != to.dport;
         if flow.part != Part::Later {
-            if let Some((check, covers_addresses)) = check_field(from.proto) {
-                let is_udp = from.proto == proto::UDP;
-                if covers_addresses && (from.src != to.src || from.dst != to.dst) {
-                    skb.fix_l4(flow.l4 + check, addresses, true, is_udp)?;
+            match check_field(from.proto) {
+                Some((check, true)) => skb.fix_l4(flow.l4 + check, mending, from.proto == proto::UDP)?,
+                Some((check, false)) if ports_change => {
+                    let ports = fold32(mending.all as u64 + (!mending.addresses) as u64);
+                    skb.fix_l4(flow.l4 + check, &Mending { addresses: 0, all: ports }, false)?;
                 }
-                if ports_change {
-                    // Words of zero-extended ports: their difference is that of the 16-bit words.
-                    let ports = difference(from.sport.be as u32, to.sport.be as u32)
-                        + difference(from.dport.be as u32, to.dport.be as u32);
-                    skb.fix_l4(flow.l4 + check, fold32(ports), false, is_udp)?;
-                }
-            } else if ports_change {
                 // SCTP's CRC covers the whole packet: it cannot be mended by a difference.
-                return Err(DropReason::RewriteFailed);
+                None if ports_change => return Err(DropReason::RewriteFailed),
+                _ => {}
             }
             if ports_change {
                 match from.proto {
@@ -88,19 +79,21 @@ impl Rewrite for V4 {
                 }
             }
         }
-        let ip: Ipv4Header = skb.read(ETH_LEN).ok_or(DropReason::Malformed)?;
-        let check = !checksum::fold((!ip.check) as u64 + addresses as u64);
-        skb.write(ETH_LEN + ipv4::CHECK, check)?;
-        skb.write(ETH_LEN + ipv4::SRC, to.src.be)?;
-        skb.write(ETH_LEN + ipv4::DST, to.dst.be)
+        skb.change::<[u32; 3]>(ETH_LEN + ipv4::TTL, |[word, ..]| {
+            let [ttl, protocol, c0, c1] = word.to_ne_bytes();
+            // TTL is the first byte of its 16-bit word.
+            let older = mending.addresses as u64 + !u16::from_ne_bytes([hops, 0]) as u64;
+            let [c0, c1] = checksum::mend_whole(u16::from_ne_bytes([c0, c1]), fold32(older), false).to_ne_bytes();
+            [u32::from_ne_bytes([ttl.wrapping_sub(hops), protocol, c0, c1]), to.src.be, to.dst.be]
+        })
     }
 
     #[inline(always)]
     fn age(skb: Skb) -> Changed {
-        // TTL is the first byte of its 16-bit word.
-        let [ttl_proto, check] = skb.read::<[u16; 2]>(ETH_LEN + ipv4::TTL).ok_or(DropReason::Malformed)?;
-        let older = ttl_proto.wrapping_sub(u16::from_ne_bytes([1, 0]));
-        skb.write(ETH_LEN + ipv4::TTL, [older, checksum::replace16(check, ttl_proto, older)])
+        skb.change::<[u16; 2]>(ETH_LEN + ipv4::TTL, |[ttl_proto, check]| {
+            let older = ttl_proto.wrapping_sub(u16::from_ne_bytes([1, 0]));
+            [older, checksum::replace16(check, ttl_proto, older)]
+        })
     }
 
     #[inline(always)]

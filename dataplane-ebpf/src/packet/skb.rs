@@ -11,14 +11,18 @@ use aya_ebpf::{
         bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::generated::{
-        bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_change_type, bpf_skb_pull_data,
     },
 };
 use shunt_common::{
+    checksum::{self, Mending},
+    config::{SkbLayout, ip_summed},
     net::Mac,
     verdict::{DropReason, Verdict},
 };
+
+use crate::maps::skb_layout;
 
 /// Length of an Ethernet header, and so the offset of the network header.
 pub(crate) const ETH_LEN: u64 = 14;
@@ -28,6 +32,11 @@ const MAX_OFFSET: u64 = 0xff;
 
 /// The address family in helper arguments.
 pub(crate) const AF_INET: u8 = 2;
+
+/// What kind of frame it was that a packet came in: to us (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
+/// To another's address.
+const PACKET_OTHERHOST: u32 = 3;
 
 /// The outcome of a change to a packet, which the kernel may refuse.
 pub(crate) type Changed = Result<(), DropReason>;
@@ -71,10 +80,28 @@ impl Skb {
         field!(self, ifindex)
     }
 
+    /// The interface that the host's stack took it in by; 0 if the host made it.
+    #[inline(always)]
+    pub(crate) fn entered_by(self) -> u32 {
+        field!(self, ingress_ifindex)
+    }
+
+    /// Whether its frame is addressed to this machine, and not only overheard.
+    #[inline(always)]
+    pub(crate) fn is_addressed_to_us(self) -> bool {
+        field!(self, pkt_type) == PACKET_HOST
+    }
+
     /// Payload bytes of each segment of a packet that is to be segmented, else 0.
     #[inline(always)]
     pub(crate) fn gso_size(self) -> u32 {
         field!(self, gso_size)
+    }
+
+    /// Packets that it leaves as.
+    #[inline(always)]
+    pub(crate) fn segments(self) -> u32 {
+        field!(self, gso_segs).max(1)
     }
 
     /// What an XDP program left in front of the packet, if it is a `T`.
@@ -114,6 +141,29 @@ impl Skb {
         Ok(())
     }
 
+    /// Replaces the `T` at `offset` by what `change` makes of it.
+    #[inline(always)]
+    pub(crate) fn change<T: Copy>(self, offset: u64, change: impl FnOnce(T) -> T) -> Changed {
+        let pointer = self.at::<T>(offset).ok_or(DropReason::Malformed)?;
+        // SAFETY: as for reading and writing.
+        unsafe { pointer.write(change(pointer.read())) };
+        Ok(())
+    }
+
+    /// Who is to finish the transport checksum: one of [`ip_summed`], if this kernel lets us see.
+    #[inline(always)]
+    fn ip_summed(self) -> Option<u8> {
+        let layout = skb_layout();
+        if layout.known == 0 {
+            return None;
+        }
+        // SAFETY: not this function but an instruction that the loader replaces: see `SkbLayout::CAST`. It only computes a pointer.
+        let cast: extern "C" fn(*mut __sk_buff) -> *const u8 = unsafe { core::mem::transmute(SkbLayout::CAST as usize) };
+        // SAFETY: within the kernel's `struct sk_buff`, by the kernel's own description, and checked again by the verifier.
+        let byte = unsafe { cast(self.raw).add(layout.ip_summed_byte as usize).read() };
+        Some(byte >> layout.ip_summed_shift & 3)
+    }
+
     /// Makes the first `len` bytes linear.
     #[inline(always)]
     pub(crate) fn pull(self, len: u32) -> Changed {
@@ -121,10 +171,28 @@ impl Skb {
         check(unsafe { bpf_skb_pull_data(self.raw, len) })
     }
 
-    /// Adds `diff`, a difference of one's complement sums, to the transport checksum at `offset`; `pseudo` says that it is part of the
-    /// pseudo header, which alone matters while the checksum is left to the device. A UDP checksum of zero stays zero.
+    /// Mends the transport checksum at `offset`. While it is left to the device only the addresses matter, which its pseudo header has.
+    /// A UDP checksum of zero stays zero.
     #[inline(always)]
-    pub(crate) fn fix_l4(self, offset: u64, diff: u32, pseudo: bool, udp: bool) -> Changed {
+    pub(crate) fn fix_l4(self, offset: u64, mending: &Mending, udp: bool) -> Changed {
+        match self.ip_summed() {
+            Some(ip_summed::PARTIAL) => self.change(offset, |check| checksum::mend_partial(check, mending.addresses)),
+            Some(ip_summed::NONE | ip_summed::UNNECESSARY) => {
+                self.change(offset, |check| checksum::mend_whole(check, mending.all, udp))
+            }
+            // The sum beside a packet changes too where its check field alone does: the helper keeps both.
+            _ => {
+                if mending.addresses != 0 {
+                    self.replace_l4(offset, mending.addresses, true, udp)?;
+                }
+                self.replace_l4(offset, checksum::fold32(u64::from(mending.all) + u64::from(!mending.addresses)), false, udp)
+            }
+        }
+    }
+
+    /// Adds `diff` to the transport checksum at `offset`, by the kernel's own means.
+    #[inline(always)]
+    fn replace_l4(self, offset: u64, diff: u32, pseudo: bool, udp: bool) -> Changed {
         let pseudo = if pseudo { BPF_F_PSEUDO_HDR as u64 } else { 0 };
         let udp = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         // SAFETY: a valid context; the helper checks the offset.
@@ -142,6 +210,14 @@ impl Skb {
             | (ETH_LEN << 56);
         // SAFETY: a valid context.
         check(unsafe { bpf_skb_adjust_room(self.raw, len as i32, BPF_ADJ_ROOM_MAC, flags) })
+    }
+
+    /// Makes room for a VXLAN header where one was popped: the packet still says of itself that it has one (`encapsulation`, the kind of
+    /// segmentation, where the inner headers begin), and by that the kernel would refuse to make room for another.
+    #[inline(always)]
+    pub(crate) fn push_again(self, len: u32) -> Changed {
+        // SAFETY: a valid context.
+        check(unsafe { bpf_skb_adjust_room(self.raw, len as i32, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO as u64) })
     }
 
     /// Removes `len` bytes that follow the Ethernet header.
@@ -165,13 +241,6 @@ impl Skb {
         check(unsafe { bpf_skb_change_tail(self.raw, len, 0) })
     }
 
-    /// A hash of the packet's flow.
-    #[inline(always)]
-    pub(crate) fn flow_hash(self) -> u32 {
-        // SAFETY: a valid context.
-        unsafe { bpf_get_hash_recalc(self.raw) }
-    }
-
     /// Writes the destination MAC.
     #[inline(always)]
     pub(crate) fn set_dst_mac(self, mac: Mac) -> Changed {
@@ -193,8 +262,15 @@ impl Skb {
     }
 
     /// Into the namespace at the other end of a veth, from an ingress hook.
+    ///
+    /// A frame to another's address, as one to a bridge's is on the bridge's port, would be nobody's there before Linux 6.16, which
+    /// scrubs what it redirects.
     #[inline(always)]
     pub(crate) fn redirect_peer(self, ifindex: u32) -> Verdict {
+        if field!(self, pkt_type) == PACKET_OTHERHOST {
+            // SAFETY: a valid context. On failure the kernel of the other end decides.
+            unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+        }
         // SAFETY: a helper on values.
         unsafe { bpf_redirect_peer(ifindex, 0) };
         Verdict::Redirect

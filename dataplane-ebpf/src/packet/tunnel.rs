@@ -1,31 +1,52 @@
 //! Pushing and popping VXLAN (RFC 7348).
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use shunt_common::{
-    net::{Ip4, Mac, proto},
+    net::{Family, Ip4, Mac, proto},
+    shortcut,
     verdict::DropReason,
     vxlan::{self, Outer},
 };
 
 use super::{
-    parse::Ipv4Header,
+    parse::{Flow, Ipv4Header},
     skb::{Changed, ETH_LEN, Skb},
 };
 use crate::maps::node;
 
-/// Wraps a packet for a peer. `tos` is the inner type of service. The outer Ethernet header is left to the redirect.
+/// What the outer header of a packet has from the inner one.
+#[derive(Clone, Copy)]
+pub(crate) struct Wrap {
+    /// Type of service.
+    pub(crate) tos: u8,
+    /// A hash of the flow.
+    pub(crate) hash: u32,
+    /// IPv4 identification.
+    pub(crate) id: u16,
+}
+
+impl Wrap {
+    /// For a packet as it was when it was parsed: each packet of a flow gets the same source port.
+    #[inline(always)]
+    pub(crate) fn of<F: Family>(flow: &Flow<F>, id: u16) -> Self {
+        Self { tos: flow.tos, hash: shortcut::hash(&flow.tuple), id }
+    }
+}
+
+/// Wraps a packet for a peer; `again` if it was popped before. The outer Ethernet header is left to the redirect.
 #[inline(always)]
-pub(crate) fn push(skb: Skb, tos: u8, underlay: Ip4, vtep: Mac) -> Changed {
-    let hash = skb.flow_hash();
-    skb.push(vxlan::OVERHEAD)?;
+pub(crate) fn push(skb: Skb, wrap: Wrap, underlay: Ip4, vtep: Mac, again: bool) -> Changed {
+    if again {
+        skb.push_again(vxlan::OVERHEAD)?;
+    } else {
+        skb.push(vxlan::OVERHEAD)?;
+    }
     let outer = Outer {
         total_len: (skb.len() - ETH_LEN as u32) as u16,
-        tos,
-        // SAFETY: a helper without arguments.
-        id: unsafe { bpf_get_prandom_u32() } as u16,
+        tos: wrap.tos,
+        id: wrap.id,
         src: node!(node_ip),
         dst: underlay,
-        sport: vxlan::source_port(hash),
+        sport: vxlan::source_port(wrap.hash),
         dport: node!(vxlan_port),
         vni: node!(vni),
         inner_src: node!(tunnel_mac),

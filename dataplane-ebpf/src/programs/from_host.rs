@@ -8,9 +8,10 @@ use shunt_common::{event::program, net::V4, verdict::Verdict};
 use super::{act, ethertype, skb, unsupported};
 use crate::stages::{Hook, forward};
 
-const HOOK: Hook = Hook { program: program::FROM_HOST, egress: true };
+const HOOK: Hook = Hook { program: program::FROM_HOST, egress: true, tunnelled: false };
 
 #[classifier]
+#[inline(always)]
 fn from_host(ctx: TcContext) -> i32 {
     let skb = skb(&ctx);
     let stage = match skb.read::<u16>(12) {

@@ -8,9 +8,10 @@ use shunt_common::{event::program, net::V4, verdict::Verdict};
 use super::{act, ethertype, skb, unsupported};
 use crate::stages::{Hook, Stage, forward};
 
-const HOOK: Hook = Hook { program: program::FROM_POD, egress: false };
+const HOOK: Hook = Hook { program: program::FROM_POD, egress: false, tunnelled: false };
 
 #[classifier]
+#[inline(always)]
 fn from_pod(ctx: TcContext) -> i32 {
     let skb = skb(&ctx);
     let stage: Stage<Verdict> = match skb.read::<u16>(12) {

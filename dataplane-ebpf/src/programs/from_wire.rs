@@ -24,9 +24,11 @@ use crate::{
     },
 };
 
-const HOOK: Hook = Hook { program: program::FROM_WIRE, egress: false };
+const HOOK: Hook = Hook { program: program::FROM_WIRE, egress: false, tunnelled: false };
+const TUNNEL: Hook = Hook { tunnelled: true, ..HOOK };
 
 #[classifier]
+#[inline(always)]
 fn from_wire(ctx: TcContext) -> i32 {
     let skb = skb(&ctx);
     act(skb, HOOK, run(skb))
@@ -35,7 +37,7 @@ fn from_wire(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(skb: Skb) -> Stage<Verdict> {
     if let Some(mark) = skb.meta::<Mark>().filter(Mark::is_valid) {
-        return receive::from_tunnel::<V4>(skb, HOOK, mark.ecn());
+        return receive::from_tunnel::<V4>(skb, TUNNEL, mark.ecn(), None);
     }
     if skb.read::<u16>(12) != Some(ethertype::IPV4) {
         return ControlFlow::Continue(Verdict::Pass);
@@ -54,7 +56,8 @@ fn run(skb: Skb) -> Stage<Verdict> {
     }
     let Some(headers) = skb.read::<Headers>(ETH_LEN) else { return dropped(DropReason::TunnelMalformed) };
     let opened = done(tunnel::open(&headers, skb.len() - ETH_LEN as u32))?;
+    let origin = receive::shortcut::<V4>(skb, TUNNEL, &opened)?;
     peer::check(opened.peer)?;
     done(skb.pop(vxlan::OVERHEAD))?;
-    receive::from_tunnel::<V4>(skb, HOOK, opened.ecn)
+    receive::from_tunnel::<V4>(skb, TUNNEL, opened.ecn, origin)
 }

@@ -47,6 +47,7 @@ impl Mark {
 }
 
 #[xdp]
+#[inline(always)]
 fn from_wire_xdp(ctx: XdpContext) -> u32 {
     match run(&ctx) {
         Ok(()) => XDP_PASS,

@@ -8,9 +8,10 @@ use shunt_common::{event::program, net::V4, verdict::Verdict};
 use super::{act, ethertype, skb};
 use crate::stages::{Hook, receive};
 
-const HOOK: Hook = Hook { program: program::TO_POD, egress: true };
+const HOOK: Hook = Hook { program: program::TO_POD, egress: true, tunnelled: false };
 
 #[classifier]
+#[inline(always)]
 fn to_pod(ctx: TcContext) -> i32 {
     let skb = skb(&ctx);
     let stage = match skb.read::<u16>(12) {

@@ -5,10 +5,13 @@ use shunt_common::{
     conntrack::{CtEntry, CtKey, seen},
     flow::Tuple,
     net::proto,
-    timeout,
+    shortcut, timeout,
 };
 
-use crate::packet::parse::{Flow, Ip, tcp};
+use crate::{
+    maps::note_change,
+    packet::parse::{Flow, Ip, tcp},
+};
 
 /// Why a flow could not be opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,7 +27,7 @@ const EEXIST: i32 = -17;
 
 /// The present tick.
 #[inline(always)]
-fn now() -> u32 {
+pub(crate) fn now() -> u32 {
     // SAFETY: a helper without arguments.
     timeout::tick(unsafe { bpf_ktime_get_coarse_ns() })
 }
@@ -78,39 +81,54 @@ pub(crate) fn is_answered<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
 /// Removes both halves of a flow, given one of them.
 #[inline(always)]
 pub(crate) fn forget<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) {
-    let peer = entry.peer(key.proto as u8);
-    // Absence is what is wanted.
-    let _ = F::conntrack().remove(peer);
-    let _ = F::conntrack().remove(key);
+    remove(&entry.peer(key.proto as u8));
+    remove(key);
 }
 
-/// Reserves the tuple that the other end will answer with, and puts the reply half there: first of the two, so that no packet is sent whose
+/// Removes one entry; absence is what is wanted.
+#[inline(always)]
+fn remove<F: Ip>(key: &CtKey<F>) {
+    let _ = F::conntrack().remove(key);
+    changed(key);
+}
+
+/// Makes stale what any CPU has decided by the entry of this key, or by its absence. Comes after the change itself: who reads the stamp
+/// and then finds the old entry has read the old stamp.
+#[inline(always)]
+fn changed<F: Ip>(key: &CtKey<F>) {
+    note_change(shortcut::hash(&key.tuple()));
+}
+
+/// Puts the reply half of a flow in, under the tuple that the other end will answer with: first of the two, so that no packet is sent whose
 /// answer is not known.
 #[inline(always)]
-pub(crate) fn reserve<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
-    let (key, entry) = (CtKey::of(&to.reversed()), CtEntry::reply(original, to, backend, generation, now()));
+pub(crate) fn reserve<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) -> Result<(), Refused> {
     F::conntrack()
         .insert(key, entry, BPF_NOEXIST as u64)
-        .map_err(|error| if error == EEXIST { Refused::Collision } else { Refused::Full })
+        .map_err(|error| if error == EEXIST { Refused::Collision } else { Refused::Full })?;
+    changed(key);
+    Ok(())
 }
 
-/// Frees the tuple of a flow's answer if its holder is the same flow's past, or is over.
+/// Frees the key of a flow's answer if its holder is the same flow's past, or is over.
 #[inline(always)]
-pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, to: &Tuple<F>) {
-    let answer = to.reversed();
-    if let Some(holder) = find::<F>(&answer)
+pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, answer: &CtKey<F>) {
+    if let Some(holder) = F::conntrack().get_ptr_mut(answer)
+        // SAFETY: as for `find`.
+        && let holder = unsafe { &*holder }
         && (holder.peer(original.proto) == CtKey::of(original) || is_over(holder, original.proto))
     {
-        forget(&CtKey::of(&answer), holder);
+        forget(answer, holder);
     }
 }
 
 /// Puts the other half in, after [`reserve`]; on failure takes the first half back, so that there is never half a flow.
 #[inline(always)]
-pub(crate) fn commit<F: Ip>(original: &Tuple<F>, to: &Tuple<F>, backend: u32, generation: u32) -> Result<(), Refused> {
-    let (key, entry) = (CtKey::of(original), CtEntry::original(original, to, backend, generation, now()));
-    F::conntrack().insert(key, entry, 0).map_err(|_| {
-        let _ = F::conntrack().remove(CtKey::of(&to.reversed()));
-        Refused::Full
-    })
+pub(crate) fn commit<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) -> Result<(), Refused> {
+    if F::conntrack().insert(key, entry, 0).is_err() {
+        remove(&entry.peer(key.proto as u8));
+        return Err(Refused::Full);
+    }
+    changed(key);
+    Ok(())
 }

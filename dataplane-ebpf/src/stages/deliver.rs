@@ -1,5 +1,7 @@
 //! The last step: out of our hands, by the shortest way that leads there.
 
+use core::ops::ControlFlow;
+
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
@@ -7,19 +9,20 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup,
 };
 use shunt_common::{
-    icmp::unreachable,
+    flow::Tuple,
+    icmp::answer,
     net::{Ip4, Mac},
     verdict::{Counter, DropReason, Verdict},
 };
 
-use super::{Hook, icmp};
+use super::{Hook, Stage, dropped, icmp};
 use crate::{
     count::count,
     maps::node,
     packet::{
         parse::{Flow, Ip},
         skb::{AF_INET, Skb},
-        tunnel,
+        tunnel::{self, Wrap},
     },
 };
 
@@ -42,8 +45,8 @@ pub(crate) fn to_pod(skb: Skb, hook: Hook, ifindex: u32, mac: Mac) -> Verdict {
 /// A packet of the host still carries the route that led it to `shunt0`, and one that has to wait for the neighbour's address is sent by
 /// that route afterwards, with the wrong Ethernet header: it needs a route of its own.
 #[inline(always)]
-pub(crate) fn to_tunnel<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, underlay: Ip4, vtep: Mac) -> Verdict {
-    if let Err(reason) = tunnel::push(skb, flow.tos, underlay, vtep) {
+pub(crate) fn to_tunnel(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, vtep: Mac) -> Verdict {
+    if let Err(reason) = tunnel::push(skb, wrap, underlay, vtep, hook.tunnelled) {
         return Verdict::Drop(reason);
     }
     count(Counter::ToTunnel);
@@ -70,45 +73,62 @@ pub(crate) fn to_host(skb: Skb, at_tunnel_device: bool) -> Verdict {
     }
 }
 
-/// To the outside, by the host's routing table, without its stack: a packet with the node's own source would be a martian there.
-#[inline(always)]
-pub(crate) fn to_outside<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Verdict {
-    // SAFETY: plain integers and unions of them; all zero is a value.
-    let mut params: FibLookup = unsafe { core::mem::zeroed() };
-    F::ask_route(&mut params, flow.tuple.src, flow.tuple.dst);
-    params.l4_protocol = flow.tuple.proto;
-    params.ifindex = node!(tunnel_ifindex);
-    params.__bindgen_anon_1.tot_len = if skb.gso_size() == 0 { flow.ip_len as u16 } else { 0 };
-    // SAFETY: the parameters live on the stack and have the length given.
-    let found = unsafe { bpf_fib_lookup(skb.raw().cast(), &raw mut params, size_of::<FibLookup>() as i32, 0) };
-    if found < 0 {
-        return Verdict::Drop(DropReason::NoRoute);
+/// The way to the outside, by the host's routing table.
+pub(crate) struct WayOut(FibLookup);
+
+impl WayOut {
+    /// What to ask for a packet that is to leave as `to`.
+    #[inline(always)]
+    pub(crate) fn of<F: Ip>(skb: Skb, flow: &Flow<F>, to: &Tuple<F>) -> Self {
+        // SAFETY: plain integers and unions of them; all zero is a value.
+        let mut params: FibLookup = unsafe { core::mem::zeroed() };
+        F::ask_route(&mut params, to.src, to.dst);
+        params.l4_protocol = to.proto;
+        params.ifindex = node!(tunnel_ifindex);
+        // Of a train of segments the kernel itself would not ask how long they are.
+        params.__bindgen_anon_1.tot_len = flow.segment_len(skb.gso_size()) as u16;
+        Self(params)
     }
-    match found as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => {
-            let written = skb.set_dst_mac(Mac { bytes: params.dmac }).and_then(|()| skb.write(6, params.smac));
-            if let Err(reason) = written {
-                return Verdict::Drop(reason);
+
+    /// Finds it, before the first change to the packet: who is refused must know it again. Says whether the next hop's MAC is known.
+    #[inline(always)]
+    pub(crate) fn find<F: Ip>(&mut self, skb: Skb, hook: Hook, flow: &Flow<F>) -> Stage<bool> {
+        // SAFETY: the parameters outlive the call and have the length given.
+        let found = unsafe { bpf_fib_lookup(skb.raw().cast(), &raw mut self.0, size_of::<FibLookup>() as i32, 0) };
+        if found < 0 {
+            return dropped(DropReason::NoRoute);
+        }
+        let (reason, what, mtu) = match found as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => return ControlFlow::Continue(true),
+            BPF_FIB_LKUP_RET_NO_NEIGH => return ControlFlow::Continue(false),
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                // SAFETY: the look-up filled the MTU in.
+                (DropReason::PacketTooBig, answer::TOO_BIG, unsafe { self.0.__bindgen_anon_1.mtu_result })
             }
-            count(Counter::ToOutside);
-            skb.redirect(params.ifindex)
+            _ => (DropReason::NoRoute, answer::HOST_UNREACHABLE, 0),
+        };
+        ControlFlow::Break(icmp::refuse(skb, hook, flow, reason, what, mtu))
+    }
+
+    /// Takes it, without the host's stack: a packet with the node's own source would be a martian there.
+    #[inline(always)]
+    pub(crate) fn take(&self, skb: Skb, hook: Hook, has_mac: bool) -> Verdict {
+        let found = &self.0;
+        count(Counter::ToOutside);
+        if has_mac {
+            let written = skb.set_dst_mac(Mac { bytes: found.dmac }).and_then(|()| skb.write(6, found.smac));
+            return match written {
+                Ok(()) => skb.redirect(found.ifindex),
+                Err(reason) => Verdict::Drop(reason),
+            };
         }
-        BPF_FIB_LKUP_RET_NO_NEIGH => {
-            count(Counter::ToOutside);
-            if hook.egress {
-                // As for the tunnel.
-                return skb.redirect_routed(params.ifindex);
-            }
-            // SAFETY: the look-up replaced the destination by the next hop.
-            let next_hop = unsafe { params.__bindgen_anon_4.ipv6_dst };
-            skb.redirect_neigh(params.ifindex, params.family, next_hop)
+        if hook.egress {
+            // As for the tunnel.
+            return skb.redirect_routed(found.ifindex);
         }
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            // SAFETY: the look-up filled the MTU in.
-            let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
-            icmp::refuse(skb, hook, flow, DropReason::PacketTooBig, unreachable::TOO_BIG, mtu)
-        }
-        _ => icmp::refuse(skb, hook, flow, DropReason::NoRoute, unreachable::HOST, 0),
+        // SAFETY: the look-up replaced the destination by the next hop.
+        let next_hop = unsafe { found.__bindgen_anon_4.ipv6_dst };
+        skb.redirect_neigh(found.ifindex, found.family, next_hop)
     }
 }
 

@@ -2,39 +2,54 @@
 
 use core::ops::ControlFlow;
 
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use shunt_common::{
-    conntrack::{CtKey, kind},
+    address::kind as address,
+    conntrack::kind,
+    event::program,
     flow::Tuple,
-    icmp::unreachable,
+    icmp::answer,
     net::proto,
     verdict::{Counter, DropReason, Verdict},
 };
 
 use super::{
-    Hook, Stage, antispoof, conntrack, deliver, done, dropped, fragment,
+    Hook, Stage, antispoof, conntrack,
+    deliver::{self, WayOut},
+    done, dropped, fragment,
     fragment::Unknown,
     icmp,
     route::{self, Next},
-    service::{self, Client, Nobody},
+    service::{self, Client, Known, Served},
+    shortcut::{self, Before, Tenant},
     snat::{self, Opening, SourcePort},
+    stack,
 };
 use crate::{
     count::count,
-    maps::epoch,
+    maps::node,
     packet::{
         parse::{Flow, Icmp, Ip, Part},
-        skb::Skb,
+        skb::{ETH_LEN, Skb},
+        tunnel::Wrap,
     },
 };
 
 /// From the headers to the next hop.
 #[inline(always)]
 pub(crate) fn run<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
-    let mut flow = done(F::parse(skb))?;
-    let (to, next) = match recall(skb, hook, &flow) {
+    let mut flow = done(F::parse(skb, ETH_LEN))?;
+    let before = Before::of(&flow);
+    if !hook.egress
+        && let Some(shortcut) = shortcut::find(hook, skb.ifindex(), &flow, before)
+        && deliver::fits_tunnel(skb, &flow)
+    {
+        return shortcut::take(skb, hook, &flow, shortcut);
+    }
+    let (to, next) = match recall(skb, hook, &flow, before) {
         Recalled::Whole(to, next) => (to, next),
-        Recalled::Nothing => decide(skb, hook, &mut flow, Tracked::No)?,
-        Recalled::Stale => decide(skb, hook, &mut flow, Tracked::Perhaps)?,
+        Recalled::Nothing => decide(skb, hook, &mut flow, Tracked::No, before)?,
+        Recalled::Stale => decide(skb, hook, &mut flow, Tracked::Perhaps, before)?,
     };
     send(skb, hook, &flow, &to, next)
 }
@@ -60,7 +75,7 @@ enum Tracked {
 ///
 /// A SYN may open another connection, the last hop belongs to the stack, and fragments and errors are not what they seem: they take the long way.
 #[inline(always)]
-fn recall<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Recalled<F> {
+fn recall<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, before: Before) -> Recalled<F> {
     if flow.part != Part::Whole || flow.icmp == Icmp::Error || flow.is_syn() || flow.ttl <= 1 || hook.egress {
         return Recalled::Stale;
     }
@@ -70,14 +85,15 @@ fn recall<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Recalled<F> {
         return Recalled::Stale;
     }
     conntrack::touch(entry, flow);
-    Recalled::Whole(entry.translated(flow.tuple.proto), next)
+    let to = entry.translated(flow.tuple.proto);
+    let tenant = Tenant { backend: entry.backend, generation: entry.generation };
+    shortcut::keep(hook, skb.ifindex(), flow, before, &to, next, tenant);
+    Recalled::Whole(to, next)
 }
 
 /// What a packet must carry and where it goes, by all the rules; remembered for the packets of its flow that follow.
 #[inline(always)]
-fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked) -> Stage<(Tuple<F>, Next)> {
-    // Taken before the look-ups, so that a change in between makes what is remembered stale.
-    let epoch = epoch();
+fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked, before: Before) -> Stage<(Tuple<F>, Next)> {
     if !hook.egress {
         antispoof::check(skb, flow)?;
     }
@@ -94,23 +110,26 @@ fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked) -> 
     if icmp::translate(skb, flow)? {
         return ControlFlow::Continue((flow.tuple, route::lookup::<F>(flow.tuple.dst)));
     }
-    let (to, next) = match next {
-        Next::Service => match service::translate(flow, client(flow, hook))? {
-            Ok(to) => (to, route::lookup::<F>(to.dst)),
-            Err(Nobody::Silent(reason)) => return dropped(reason),
-            Err(Nobody::Refuse(reason)) => {
-                return ControlFlow::Break(icmp::refuse(skb, hook, flow, reason, unreachable::PORT, 0));
-            }
-        },
-        _ => {
-            let Some(to) = track(flow, hook, next, tracked)? else { return ControlFlow::Continue((flow.tuple, next)) };
-            (to, if to.dst == flow.tuple.dst { next } else { route::lookup::<F>(to.dst) })
+    let (to, fate) = match ask(skb, hook, flow, next) {
+        Served::To(to) => (to, Fate::Forth),
+        Served::Dropped(reason) => return dropped(reason),
+        Served::Refused(reason) => {
+            return ControlFlow::Break(icmp::refuse(skb, hook, flow, reason, answer::PORT_UNREACHABLE, 0));
         }
+        Served::Stacks => return to_stack(),
+        Served::Not => track(flow, hook, next, tracked)?,
     };
+    if fate == Fate::Untracked {
+        if !hook.egress {
+            shortcut::keep(hook, skb.ifindex(), flow, before, &to, next, Tenant::NONE);
+        }
+        return ControlFlow::Continue((to, next));
+    }
+    let next = if to.dst == flow.tuple.dst { next } else { route::lookup_as::<F>(to.dst, fate == Fate::Back) };
     if !hook.egress
         && let Some(entry) = conntrack::find::<F>(&flow.tuple)
     {
-        entry.hop = next.remember(epoch, skb.ifindex());
+        entry.hop = next.remember(before.epoch, skb.ifindex());
     }
     ControlFlow::Continue((to, next))
 }
@@ -121,26 +140,59 @@ fn ages(hook: Hook, next: Next) -> bool {
     !hook.egress && !matches!(next, Next::Host | Next::Native)
 }
 
-/// Who asks a Service. On the way out of `shunt0` that is the host, but for a pod's packet that took the slow path.
+/// What was found out about a packet's flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is not tracked.
+    Untracked,
+    /// The packet goes the way of the flow's opener.
+    Forth,
+    /// It answers, with an address of this node's own or one that it serves.
+    Back,
+}
+
+/// Asks the Service that a packet is for, if it is for one.
 #[inline(always)]
-fn client<F: Ip>(flow: &Flow<F>, hook: Hook) -> Client {
-    if hook.egress && !matches!(route::lookup::<F>(flow.tuple.src), Next::Pod { .. }) { Client::Host } else { Client::Pod }
+fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
+    let is_virtual = matches!(next, Next::Service);
+    if !is_virtual && (hook.egress || !matches!(next, Next::Host) || !service::is_at_node(flow)) {
+        return Served::Not;
+    }
+    match service::resume(flow, true) {
+        // An answer to a port that some frontend has too.
+        Known::Ours(entry) if entry.kind == kind::REPLY => Served::Not,
+        Known::Ours(entry) => Served::To(entry.translated(flow.tuple.proto)),
+        Known::Stacks => Served::Stacks,
+        Known::Nothing if !hook.egress && stack::may_have(flow) => Served::Stacks,
+        Known::Nothing => service::open(flow, client(skb, hook, flow), is_virtual),
+    }
+}
+
+/// Who asks a Service. On the way out of `shunt0` that is the host, but for packets that took the slow path.
+#[inline(always)]
+fn client<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Client {
+    if !hook.egress || route::owner::<F>(flow.tuple.src) == Some(address::POD) {
+        Client::Pod
+    } else if skb.entered_by() == node!(underlay_ifindex) {
+        Client::Outside
+    } else {
+        Client::Host
+    }
 }
 
 /// What a packet that is not for a Service must carry: a reply is translated back, a flow to the outside gets the node's address,
-/// a pod's direct flow is noted so that no translated one is laid over it. `None`: it is no flow that is tracked.
+/// a pod's direct flow is noted so that no translated one is laid over it. Also what was found out about its flow.
 #[inline(always)]
-fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Stage<Option<Tuple<F>>> {
+fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Stage<(Tuple<F>, Fate)> {
     let tuple = flow.tuple;
-    if tracked == Tracked::Perhaps
-        && let Some(entry) = conntrack::find::<F>(&tuple)
-    {
-        let is_new = flow.is_syn() && entry.kind == kind::ORIGINAL && conntrack::is_over(entry, tuple.proto);
-        if !is_new {
-            conntrack::touch(entry, flow);
-            return ControlFlow::Continue(Some(entry.translated(tuple.proto)));
+    match if tracked == Tracked::Perhaps { service::resume(flow, false) } else { Known::Nothing } {
+        Known::Ours(entry) => {
+            let fate = if entry.kind == kind::REPLY { Fate::Back } else { Fate::Forth };
+            return ControlFlow::Continue((entry.translated(tuple.proto), fate));
         }
-        conntrack::forget(&CtKey::of(&tuple), entry);
+        Known::Stacks => return to_stack(),
+        Known::Nothing if !hook.egress && stack::may_have(flow) => return to_stack(),
+        Known::Nothing => {}
     }
     match next {
         Next::Outside if hook.egress || tuple.dst == F::gateway() || tuple.dst == F::hairpin() => dropped(DropReason::NoRoute),
@@ -148,52 +200,82 @@ fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Sta
             let to = Tuple { src: F::node_ip(), ..tuple };
             let mut opening = Opening::new(tuple, to, SourcePort::Allocate);
             done(snat::open(&mut opening))?;
-            ControlFlow::Continue(Some(opening.to))
+            ControlFlow::Continue((opening.to, Fate::Forth))
         }
         Next::Pod { .. } | Next::Tunnel { .. } | Next::Host if !hook.egress && (flow.is_syn() || tuple.proto == proto::UDP) => {
             let mut opening = Opening::new(tuple, tuple, SourcePort::Keep);
             if snat::open(&mut opening).is_err() {
                 count(Counter::DirectUntracked);
-                return ControlFlow::Continue(None);
+                return ControlFlow::Continue((tuple, Fate::Untracked));
             }
-            ControlFlow::Continue(Some(opening.to))
+            ControlFlow::Continue((opening.to, Fate::Forth))
         }
-        _ => ControlFlow::Continue(None),
+        _ => ControlFlow::Continue((tuple, Fate::Untracked)),
     }
 }
 
 /// Writes what the packet must carry and lets it go. `flow` is what the packet carries now.
 #[inline(always)]
-fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, next: Next) -> Stage<Verdict> {
+pub(crate) fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, next: Next) -> Stage<Verdict> {
     // Everything that may be answered or left to the stack comes before the first change: both must see the packet as it was sent.
     match next {
         Next::Nobody => {
-            return ControlFlow::Continue(icmp::refuse(skb, hook, flow, DropReason::NoSuchPod, unreachable::HOST, 0));
+            return ControlFlow::Continue(icmp::refuse(skb, hook, flow, DropReason::NoSuchPod, answer::HOST_UNREACHABLE, 0));
         }
         Next::Service => return dropped(DropReason::NoRoute),
         Next::Native if hook.egress => return dropped(DropReason::NoRoute),
         Next::Tunnel { .. } if !deliver::fits_tunnel(skb, flow) => {
-            if hook.egress {
-                return dropped(DropReason::PacketTooBig);
-            }
-            return to_slow_path(next);
+            return match hook.program {
+                program::FROM_POD => to_slow_path(next),
+                // The stack would look for the packet's own destination, which is here.
+                program::FROM_WIRE => {
+                    let mtu = node!(mtu) as u16;
+                    ControlFlow::Continue(icmp::refuse(skb, hook, flow, DropReason::PacketTooBig, answer::TOO_BIG, mtu))
+                }
+                _ => dropped(DropReason::PacketTooBig),
+            };
+        }
+        Next::Outside => {
+            let mut way = WayOut::of(skb, flow, to);
+            let has_mac = way.find(skb, hook, flow)?;
+            change(skb, hook, flow, to, next)?;
+            return ControlFlow::Continue(way.take(skb, hook, has_mac));
         }
         _ => {}
     }
-    if *to != flow.tuple {
-        done(F::rewrite(skb, flow, to))?;
-    }
-    if ages(hook, next) {
-        done(F::age(skb))?;
-    }
+    change(skb, hook, flow, to, next)?;
     ControlFlow::Continue(match next {
         Next::Pod { ifindex, mac } => deliver::to_pod(skb, hook, ifindex, mac),
-        Next::Tunnel { underlay, vtep } => deliver::to_tunnel(skb, hook, flow, underlay, vtep),
-        Next::Outside => {
-            let leaving = Flow { tuple: *to, ..*flow };
-            deliver::to_outside(skb, hook, &leaving)
+        Next::Tunnel { underlay, vtep } => {
+            // SAFETY: a helper without arguments.
+            let id = unsafe { bpf_get_prandom_u32() } as u16;
+            deliver::to_tunnel(skb, hook, Wrap::of(flow, id), underlay, vtep)
         }
-        _ => deliver::to_host(skb, hook.egress),
+        _ => deliver::to_host(skb, hook.program != program::FROM_POD),
+    })
+}
+
+/// Leaves a packet to the host's stack, which translates it.
+#[inline(always)]
+fn to_stack<T>() -> Stage<T> {
+    count(Counter::ToHost);
+    ControlFlow::Break(Verdict::Pass)
+}
+
+/// Writes what the packet must carry, and that it is a hop older. One that may go no hop further is answered.
+#[inline(always)]
+fn change<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, next: Next) -> Stage<()> {
+    let hops = u8::from(ages(hook, next));
+    // What goes on from here and not to where it was sent.
+    if hops != 0 && flow.ttl <= 1 {
+        return ControlFlow::Break(icmp::refuse(skb, hook, flow, DropReason::TtlExpired, answer::TTL_EXCEEDED, 0));
+    }
+    done(if *to != flow.tuple {
+        F::rewrite(skb, flow, to, &F::mending(&flow.tuple, to), hops)
+    } else if hops != 0 {
+        F::age(skb)
+    } else {
+        Ok(())
     })
 }
 

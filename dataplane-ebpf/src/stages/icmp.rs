@@ -3,6 +3,7 @@
 use core::ops::ControlFlow;
 
 use shunt_common::{
+    conntrack::translates,
     flow::Tuple,
     verdict::{Counter, DropReason, Verdict},
 };
@@ -28,6 +29,7 @@ pub(crate) fn translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> Stage<bool> {
     match F::translate_error(skb.raw(), flow) {
         0 => ControlFlow::Continue(false),
         TRANSLATED => ControlFlow::Continue(true),
+        OF_STACK => ControlFlow::Break(Verdict::Pass),
         reason => dropped(DropReason::from_number(reason).unwrap_or(DropReason::RewriteFailed)),
     }
 }
@@ -35,35 +37,42 @@ pub(crate) fn translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> Stage<bool> {
 /// What [`try_translate`] returns when it did; no drop reason has this number.
 const TRANSLATED: u32 = u32::MAX;
 
-/// The body of [`translate`]: [`TRANSLATED`], the number of a drop reason, or 0 if there is nothing to translate. Errors are rare: see
+/// What it returns for an error about a flow that the host's stack translates: it does so with the error too.
+const OF_STACK: u32 = u32::MAX - 1;
+
+/// The body of [`translate`]: [`TRANSLATED`], [`OF_STACK`], the number of a drop reason, or 0 if there is nothing to translate. Errors are rare: see
 /// [`crate::subprograms`].
 #[inline(always)]
 pub(crate) fn try_translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> u32 {
     let Some(quoted) = F::quoted(skb, flow) else { return 0 };
     let Some(entry) = conntrack::find::<F>(&quoted.reversed()) else { return 0 };
-    if entry.translates == 0 {
-        return 0;
+    match entry.translates {
+        translates::NOTHING => return 0,
+        translates::STACK => return OF_STACK,
+        _ => {}
     }
     let answer = entry.translated(quoted.proto);
     // Its source stays a router's address, but becomes the other side's name for the end that it claims to be.
     let src = if flow.tuple.src == quoted.dst { answer.src } else { flow.tuple.src };
     let outer = Tuple { src, dst: answer.dst, ..flow.tuple };
-    if let Err(reason) = F::requote(skb, flow, &quoted, &answer.reversed()).and_then(|()| F::rewrite(skb, flow, &outer)) {
+    if let Err(reason) = F::requote(skb, flow, &quoted, &answer.reversed())
+        .and_then(|()| F::rewrite(skb, flow, &outer, &F::mending(&flow.tuple, &outer), 0))
+    {
         return reason as u32;
     }
     flow.tuple = outer;
     TRANSLATED
 }
 
-/// Drops a packet and tells its sender, through the interface it came from.
+/// Drops a packet and tells its sender, through the interface it came from. That leads nowhere for what came out of the tunnel.
 #[inline(always)]
-pub(crate) fn refuse<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, reason: DropReason, code: u8, mtu: u16) -> Verdict {
+pub(crate) fn refuse<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, reason: DropReason, what: u16, mtu: u16) -> Verdict {
     // Neither an error nor a later fragment is answered with an error (RFC 1122, 3.2.2).
-    if flow.icmp == Icmp::Error || flow.part == Part::Later {
+    if flow.icmp == Icmp::Error || flow.part == Part::Later || hook.tunnelled {
         return Verdict::Drop(reason);
     }
     count::drop(skb, reason, hook.program);
-    if F::make_error(skb.raw(), u32::from(code) << 16 | u32::from(mtu)) != 0 {
+    if F::make_error(skb.raw(), u32::from(what) << 16 | u32::from(mtu)) != 0 {
         return Verdict::Counted;
     }
     count(Counter::Refused);

@@ -16,7 +16,9 @@ pub(crate) mod peer;
 pub(crate) mod receive;
 pub(crate) mod route;
 pub(crate) mod service;
+pub(crate) mod shortcut;
 pub(crate) mod snat;
+pub(crate) mod stack;
 
 /// A stage's outcome: go on with a `T`, or the packet's way ends here.
 pub(crate) type Stage<T> = ControlFlow<Verdict, T>;
@@ -43,4 +45,6 @@ pub(crate) struct Hook {
     pub(crate) program: u8,
     /// Whether the packet is on its way out of an interface: then it cannot be put into a peer namespace directly.
     pub(crate) egress: bool,
+    /// Whether the packet came out of the tunnel: then its sender is not where the interface leads.
+    pub(crate) tunnelled: bool,
 }

@@ -3,30 +3,63 @@
 use core::ops::ControlFlow;
 
 use shunt_common::{
+    address::kind,
+    conntrack::translates,
+    flow::Tuple,
+    icmp::answer,
+    net::Ip4,
     verdict::{Counter, DropReason, Verdict},
     vxlan,
 };
 
 use super::{
-    Hook, Stage, conntrack, deliver, done, dropped, fragment,
+    Hook, Stage, conntrack, deliver, done, dropped, forward, fragment,
     fragment::Unknown,
     icmp,
     route::{self, Next},
-    snat,
+    service::{self, Client, Known, Served},
+    shortcut::{self, Before, Tenant},
+    snat, stack,
 };
 use crate::{
     count::count,
     packet::{
         parse::{Flow, Icmp, Ip, Part},
-        skb::Skb,
+        skb::{ETH_LEN, Skb},
+        tunnel::Opened,
     },
 };
 
-/// A popped packet, with the ECN field that its outer header had.
+/// Where a tunnel packet came from, and what held then.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin {
+    peer: Ip4,
+    before: Before,
+}
+
+/// A tunnel packet that is not popped yet, if its flow has a shortcut. Else what the long way needs to leave one.
 #[inline(always)]
-pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8) -> Stage<Verdict> {
+pub(crate) fn shortcut<F: Ip>(skb: Skb, hook: Hook, opened: &Opened) -> Stage<Option<Origin>> {
+    let Ok(mut flow) = F::parse(skb, ETH_LEN + u64::from(vxlan::OVERHEAD)) else { return ControlFlow::Continue(None) };
+    if !flow.is_plain() || vxlan::ecn_after(flow.tos, opened.ecn) != Some(flow.tos & 3) {
+        return ControlFlow::Continue(None);
+    }
+    let origin = Origin { peer: opened.peer, before: Before::of(&flow) };
+    let Some(shortcut) = shortcut::find(hook, opened.peer.be, &flow, origin.before) else {
+        return ControlFlow::Continue(Some(origin));
+    };
+    done(skb.pop(vxlan::OVERHEAD))?;
     count(Counter::FromTunnel);
-    let mut flow = done(F::parse(skb))?;
+    flow.l4 -= u64::from(vxlan::OVERHEAD);
+    let (ControlFlow::Continue(verdict) | ControlFlow::Break(verdict)) = shortcut::take(skb, hook, &flow, shortcut);
+    ControlFlow::Break(verdict)
+}
+
+/// A popped packet, with the ECN field that its outer header had, and what a shortcut needs.
+#[inline(always)]
+pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8, origin: Option<Origin>) -> Stage<Verdict> {
+    count(Counter::FromTunnel);
+    let mut flow = done(F::parse(skb, ETH_LEN))?;
     match vxlan::ecn_after(flow.tos, outer_ecn) {
         None => return dropped(DropReason::TunnelEcn),
         Some(ecn) if ecn != flow.tos & 3 => done(F::set_ecn(skb, ecn))?,
@@ -43,66 +76,126 @@ pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8) -> Stage<V
     if fragment::resolve(&mut flow, hook, Unknown::Reassemble)? {
         return to_slow_path(skb);
     }
-    let next = translate(skb, &mut flow, next)?;
-    deliver::<F>(skb, hook, next)
+    let is_at_node = matches!(next, Next::Host) && service::is_at_node(&flow);
+    let (to, fate) = settle(skb, hook, &mut flow, if is_at_node { Frontend::AtNode } else { Frontend::None })?;
+    let next = match fate {
+        Fate::Nobodys | Fate::AsItIs => next,
+        Fate::Translated => route::lookup_as::<F>(to.dst, true),
+        Fate::Stacks => return to_slow_path(skb),
+    };
+    if let Some(Origin { peer, before }) = origin
+        && let Next::Pod { .. } = next
+    {
+        shortcut::keep(hook, peer.be, &flow, before, &to, next, Tenant::NONE);
+    }
+    forward::send(skb, hook, &flow, &to, next)
 }
 
-/// A packet from the wire itself: ours only if it answers a flow that left with a port of this node's.
+/// A packet from the wire itself: ours if it answers a flow that left with a port of this node's, or asks a Service.
 #[inline(always)]
 pub(crate) fn native<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
-    let Ok(mut flow) = F::parse(skb) else { return ControlFlow::Break(Verdict::Pass) };
-    if flow.tuple.dst != F::node_ip() {
-        return ControlFlow::Break(Verdict::Pass);
-    }
+    let Ok(mut flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
+    let is_virtual = flow.tuple.dst != F::node_ip()
+        && match route::owner::<F>(flow.tuple.dst) {
+            Some(kind::SERVICE) => true,
+            Some(kind::HOST) => false,
+            _ => return ControlFlow::Break(Verdict::Pass),
+        };
     if flow.part != Part::Whole {
         fragment::resolve(&mut flow, hook, Unknown::Pass)?;
     }
-    if flow.icmp != Icmp::Error && !snat::is_ours(flow.tuple.dport) {
+    let frontend = match service::is_at_node(&flow) {
+        _ if is_virtual => Frontend::Virtual,
+        true => Frontend::AtNode,
+        false => Frontend::None,
+    };
+    if flow.icmp != Icmp::Error && frontend == Frontend::None && !snat::is_ours(flow.tuple.dport) {
         return ControlFlow::Break(Verdict::Pass);
     }
-    match translate(skb, &mut flow, Next::Native)? {
-        Next::Native => ControlFlow::Break(Verdict::Pass),
-        next => deliver::<F>(skb, hook, next),
+    match settle(skb, hook, &mut flow, frontend)? {
+        (to, Fate::Translated) => forward::send(skb, hook, &flow, &to, route::lookup_as::<F>(to.dst, true)),
+        _ => ControlFlow::Break(Verdict::Pass),
     }
 }
 
 /// A packet that the host's stack sends to a pod: the stack goes on with it, translated if it belongs to a translated flow.
 #[inline(always)]
 pub(crate) fn from_stack<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
-    let Ok(mut flow) = F::parse(skb) else { return ControlFlow::Break(Verdict::Pass) };
+    let Ok(mut flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
     fragment::resolve(&mut flow, hook, Unknown::Pass)?;
-    translate(skb, &mut flow, Next::Host)?;
+    if !icmp::translate(skb, &mut flow)?
+        && let Some(entry) = conntrack::find::<F>(&flow.tuple)
+    {
+        conntrack::touch(entry, &flow);
+        if entry.translates == translates::HERE {
+            let to = entry.translated(flow.tuple.proto);
+            done(F::rewrite(skb, &flow, &to, &F::mending(&flow.tuple, &to), 0))?;
+        }
+    }
     ControlFlow::Continue(Verdict::Pass)
 }
 
-/// Translates a packet that belongs to a translated flow, or is an error about one, and says where it goes then: `next` if it belongs
-/// to none.
-#[inline(always)]
-fn translate<F: Ip>(skb: Skb, flow: &mut Flow<F>, next: Next) -> Stage<Next> {
-    if icmp::translate(skb, flow)? {
-        return ControlFlow::Continue(route::lookup::<F>(flow.tuple.dst));
-    }
-    let Some(entry) = conntrack::find::<F>(&flow.tuple) else { return ControlFlow::Continue(next) };
-    conntrack::touch(entry, flow);
-    if entry.translates == 0 {
-        return ControlFlow::Continue(next);
-    }
-    let to = entry.translated(flow.tuple.proto);
-    done(F::rewrite(skb, flow, &to))?;
-    ControlFlow::Continue(route::lookup::<F>(to.dst))
+/// What was found out about a packet that arrives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It belongs to no flow of ours, and opens none.
+    Nobodys,
+    /// It belongs to a flow of ours in which nothing is translated.
+    AsItIs,
+    /// It goes on as something else.
+    Translated,
+    /// It is the host's stack's to translate.
+    Stacks,
 }
 
-/// To a pod or to the host; a router's hop is counted for the pod.
+/// What a packet that arrives must carry, and what was found out about it. `frontend` says whether it is for a Service: at a virtual IP or
+/// at an address of this node.
 #[inline(always)]
-fn deliver<F: Ip>(skb: Skb, hook: Hook, next: Next) -> Stage<Verdict> {
-    match next {
-        Next::Pod { ifindex, mac } => {
-            done(F::age(skb))?;
-            ControlFlow::Continue(deliver::to_pod(skb, hook, ifindex, mac))
-        }
-        Next::Host => ControlFlow::Continue(deliver::to_host(skb, true)),
-        _ => dropped(DropReason::NoRoute),
+fn settle<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, frontend: Frontend) -> Stage<(Tuple<F>, Fate)> {
+    if icmp::translate(skb, flow)? {
+        return ControlFlow::Continue((flow.tuple, Fate::Translated));
     }
+    let is_frontend = frontend != Frontend::None;
+    match service::resume(flow, is_frontend) {
+        Known::Ours(entry) => {
+            let fate = if entry.translates == translates::NOTHING { Fate::AsItIs } else { Fate::Translated };
+            return ControlFlow::Continue((entry.translated(flow.tuple.proto), fate));
+        }
+        Known::Stacks => return ControlFlow::Continue((flow.tuple, Fate::Stacks)),
+        Known::Nothing => {}
+    }
+    if if is_frontend { stack::may_have(flow) } else { stack::may_know_arrival() } {
+        return ControlFlow::Continue((flow.tuple, Fate::Stacks));
+    }
+    if !is_frontend || !may_ask(skb, hook, flow) {
+        return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
+    }
+    match service::open(flow, Client::Outside, frontend == Frontend::Virtual) {
+        Served::To(to) => ControlFlow::Continue((to, Fate::Translated)),
+        // The way back leads through the tunnel: the host's stack refuses, which has nobody at this port.
+        Served::Refused(_) if hook.tunnelled => ControlFlow::Continue((flow.tuple, Fate::Nobodys)),
+        Served::Refused(reason) => ControlFlow::Break(icmp::refuse(skb, hook, flow, reason, answer::PORT_UNREACHABLE, 0)),
+        Served::Dropped(reason) => dropped(reason),
+        Served::Not | Served::Stacks => ControlFlow::Continue((flow.tuple, Fate::Nobodys)),
+    }
+}
+
+/// What of a Service a packet's destination may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Frontend {
+    /// Nothing.
+    None,
+    /// A port at an address of this node.
+    AtNode,
+    /// A virtual IP.
+    Virtual,
+}
+
+/// Whether a packet is for this machine and comes from where an answer can go. Everything else is left to the host's stack, which knows what
+/// to do with frames that were only overheard, and with martians.
+#[inline(always)]
+fn may_ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> bool {
+    (hook.tunnelled || skb.is_addressed_to_us()) && matches!(route::owner::<F>(flow.tuple.src), None | Some(kind::NODE))
 }
 
 /// Leaves a popped packet to the host's stack.

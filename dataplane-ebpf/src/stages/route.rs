@@ -31,9 +31,12 @@ impl Next {
     /// A flow's remembered next hop, if it still holds for a packet that enters by `ingress`.
     #[inline(always)]
     pub(crate) fn recall(hop: &Hop, ingress: u32) -> Option<Self> {
-        if hop.epoch != epoch() || hop.ingress != ingress {
-            return None;
-        }
+        if hop.epoch != epoch() || hop.ingress != ingress { None } else { Self::of(hop) }
+    }
+
+    /// What a remembered next hop says.
+    #[inline(always)]
+    pub(crate) fn of(hop: &Hop) -> Option<Self> {
         match hop.kind {
             hop::POD => Some(Self::Pod { ifindex: hop.target, mac: hop.mac }),
             hop::TUNNEL => Some(Self::Tunnel { underlay: Ip4 { be: hop.target }, vtep: hop.mac }),
@@ -60,11 +63,19 @@ impl Next {
 /// Looks an address up: exactly first, then by prefix.
 #[inline(always)]
 pub(crate) fn lookup<F: Ip>(addr: F::Addr) -> Next {
+    lookup_as::<F>(addr, false)
+}
+
+/// The same for a packet whose source is this node's `own` address or one that it serves: other nodes take that as any host outside would,
+/// not out of the tunnel.
+#[inline(always)]
+pub(crate) fn lookup_as<F: Ip>(addr: F::Addr, own: bool) -> Next {
     // SAFETY: the value is read at once; the agent replaces values whole.
     if let Some(owner) = unsafe { F::addresses().get(addr) } {
         return match owner.kind {
             kind::POD => Next::Pod { ifindex: owner.ifindex, mac: owner.mac },
             kind::HOST => Next::Host,
+            kind::NODE if own => Next::Outside,
             kind::NODE => Next::Tunnel { underlay: owner.underlay, vtep: owner.mac },
             _ => Next::Service,
         };
@@ -73,8 +84,16 @@ pub(crate) fn lookup<F: Ip>(addr: F::Addr) -> Next {
         Some(entry) => match entry.kind {
             route::TUNNEL => Next::Tunnel { underlay: entry.underlay, vtep: entry.mac },
             route::LOCAL => Next::Nobody,
+            _ if own => Next::Outside,
             _ => Next::Native,
         },
         None => Next::Outside,
     }
+}
+
+/// What an exact address is: one of [`kind`], if it is anybody's.
+#[inline(always)]
+pub(crate) fn owner<F: Ip>(addr: F::Addr) -> Option<u32> {
+    // SAFETY: the value is read at once; the agent replaces values whole.
+    unsafe { F::addresses().get(addr) }.map(|owner| owner.kind)
 }

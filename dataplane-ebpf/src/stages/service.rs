@@ -1,96 +1,252 @@
-//! Services: which backend a packet to a virtual IP goes to.
+//! Services: which backend a packet to a frontend goes to, and which source that sees.
 
-use core::ops::ControlFlow;
+use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use shunt_common::{
+    affinity::{self, Affinity},
     backend,
-    conntrack::{CtEntry, CtKey},
+    conntrack::{CtEntry, CtKey, kind, translates},
     flow::Tuple,
-    net::proto,
-    service::{Backend, ServiceKey, flags, state},
+    net::{Family, proto},
+    service::{Backend, Run, Service, ServiceClient, ServiceKey, flags, state},
     verdict::{Counter, DropReason},
 };
 
 use super::{
-    Stage, conntrack, done, dropped,
+    conntrack,
     route::{self, Next},
     snat::{self, Opening, SourcePort},
+    stack,
 };
 use crate::{
     count::count,
-    maps::slot,
+    maps::{is_node_port, slot},
     packet::parse::{Flow, Ip},
 };
 
-/// Why no backend was chosen, and so how the client hears of it.
-#[derive(Clone, Copy)]
-pub(crate) enum Nobody {
-    /// Refuse at once.
-    Refuse(DropReason),
-    /// Say nothing.
-    Silent(DropReason),
+/// What a Service makes of a packet that opens a flow.
+pub(crate) enum Served<F: Ip> {
+    /// This is what it must carry.
+    To(Tuple<F>),
+    /// Nobody serves it, and the client is to know at once.
+    Refused(DropReason),
+    /// Nobody serves it, and the client is to hear nothing.
+    Dropped(DropReason),
+    /// It is the host's stack's.
+    Stacks,
+    /// It is for no Service.
+    Not,
 }
 
-/// Who asks, which decides the source that the backend sees.
+/// Who asks, which decides among whom a backend is chosen and which source that sees.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Client {
-    /// A pod: it keeps its address, except towards itself and towards the outside.
+    /// A pod of this node: it keeps its address, except towards itself and towards the outside.
     Pod,
     /// This node: it keeps its address, except towards itself; its port is always one of the node's.
     Host,
+    /// Anybody else: shows the node's address, so that the answer comes back here, unless the Service wants its own.
+    Outside,
 }
 
-/// Where a packet to a Service goes: what it must carry, or why not.
+/// Whether a packet to an address of this node may be for a Service.
 #[inline(always)]
-pub(crate) fn translate<F: Ip>(flow: &Flow<F>, client: Client) -> Stage<Result<Tuple<F>, Nobody>> {
-    let key = CtKey::of(&flow.tuple);
-    if let Some(entry) = conntrack::find::<F>(&flow.tuple) {
-        if is_still_good(flow, entry) {
-            conntrack::touch(entry, flow);
-            return ControlFlow::Continue(Ok(entry.translated(flow.tuple.proto)));
-        }
-        conntrack::forget(&key, entry);
+pub(crate) fn is_at_node<F: Ip>(flow: &Flow<F>) -> bool {
+    is_node_port(flow.tuple.proto, flow.tuple.dport)
+}
+
+/// What is known of a packet's flow.
+pub(crate) enum Known<F: Ip> {
+    /// It goes on as its entry says.
+    Ours(&'static mut CtEntry<F>),
+    /// It is the host's stack's.
+    Stacks,
+    /// Nothing: the packet opens it.
+    Nothing,
+}
+
+/// Looks a packet's flow up. One that must not go on is forgotten, and then unknown.
+///
+/// `frontend` says that the packet is for a Service now, whatever its flow was opened for.
+#[inline(always)]
+pub(crate) fn resume<F: Ip>(flow: &Flow<F>, frontend: bool) -> Known<F> {
+    let Some(entry) = conntrack::find::<F>(&flow.tuple) else { return Known::Nothing };
+    if stack::has(flow, entry) {
+        return Known::Stacks;
     }
-    let frontend = ServiceKey { addr: flow.tuple.dst, port: flow.tuple.dport, proto: flow.tuple.proto, reserved: 0 };
-    // SAFETY: the value is read at once; the agent replaces values whole.
-    let Some(service) = (unsafe { F::services().get(frontend) }) else {
-        return ControlFlow::Continue(Err(Nobody::Refuse(DropReason::ServicePortUndefined)));
+    let is_good = if entry.translates == translates::STACK {
+        false
+    } else if entry.kind != kind::ORIGINAL {
+        true
+    } else if frontend || entry.backend != 0 {
+        is_still_good(flow, entry)
+    } else {
+        !flow.is_syn() || !conntrack::is_over(entry, flow.tuple.proto)
     };
-    if service.count == 0 {
-        return ControlFlow::Continue(Err(if service.flags & flags::DROP_WHEN_EMPTY != 0 {
-            Nobody::Silent(DropReason::NoLocalEndpoints)
+    if !is_good {
+        conntrack::forget(&CtKey::of(&flow.tuple), entry);
+        return Known::Nothing;
+    }
+    conntrack::touch(entry, flow);
+    Known::Ours(entry)
+}
+
+/// Opens the flow of a packet to a frontend: one of a virtual IP's, or one at an address of this node. Such a one is opened by a SYN only,
+/// lest it take the answers to a socket of the node that has its port.
+#[inline(always)]
+pub(crate) fn open<F: Ip>(flow: &Flow<F>, client: Client, is_virtual: bool) -> Served<F> {
+    if !is_virtual && flow.tuple.proto == proto::TCP && !flow.is_syn() {
+        return Served::Not;
+    }
+    let mut opening = Opening::new(flow.tuple, flow.tuple, SourcePort::Keep);
+    let chosen = F::choose_backend(&mut opening, client as u32);
+    if chosen != 0 {
+        return match DropReason::from_number(chosen & !REFUSE) {
+            Some(DropReason::ServicePortUndefined) if !is_virtual => Served::Not,
+            Some(reason) if chosen & REFUSE != 0 => Served::Refused(reason),
+            reason => Served::Dropped(reason.unwrap_or(DropReason::NoEndpoints)),
+        };
+    }
+    if let Err(reason) = snat::open(&mut opening) {
+        return Served::Dropped(reason);
+    }
+    count(Counter::ServiceNewFlow);
+    Served::To(opening.to)
+}
+
+/// In what [`try_choose`] returns: the client is to know.
+const REFUSE: u32 = 1 << 31;
+
+/// Chooses a backend for the flow that is to be opened and writes what must leave into `opening`: 0, or the number of a drop reason,
+/// perhaps with [`REFUSE`]. It runs once a flow: see [`crate::subprograms`].
+#[inline(always)]
+pub(crate) fn try_choose<F: Ip>(opening: &mut Opening<F>, client: u32) -> u32 {
+    let from = opening.original;
+    let frontend = ServiceKey { addr: from.dst, port: from.dport, proto: from.proto, reserved: 0 };
+    // SAFETY: the value is read in place; the agent replaces values whole.
+    let Some(service) = (unsafe { F::services().get(frontend) }) else {
+        return DropReason::ServicePortUndefined as u32 | REFUSE;
+    };
+    let is_outside = client == Client::Outside as u32;
+    let who = ServiceClient { service: service.id, addr: from.src };
+    if service.flags & flags::SOURCE_RANGES != 0 && !F::lets_in(who) {
+        return DropReason::SourceNotAllowed as u32;
+    }
+    let (run, silent) =
+        if is_outside { (service.outside, flags::DROP_OUTSIDE_WHEN_EMPTY) } else { (service.cluster, flags::DROP_WHEN_EMPTY) };
+    if run.count == 0 {
+        return if service.flags & silent != 0 {
+            DropReason::NoLocalEndpoints as u32
         } else {
-            Nobody::Refuse(DropReason::NoEndpoints)
-        }));
+            DropReason::NoEndpoints as u32 | REFUSE
+        };
+    }
+    let id = pick(opening, service, &run, who);
+    let Some(backend) = F::backends().get(id).filter(|backend| backend.state != state::FREE) else {
+        // The run was given to another Service between two look-ups: as good as no endpoint, and the client's next packet finds one.
+        return DropReason::NoEndpoints as u32;
+    };
+    opening.backend = id;
+    opening.generation = backend.generation;
+    opening.to.dst = backend.addr;
+    opening.to.dport = backend.port;
+    let (source, source_port) = source::<F>(from.src, backend.addr, client, service.flags);
+    opening.to.src = source;
+    opening.source_port = source_port as u32;
+    0
+}
+
+/// The source that a backend sees. The node's own address comes with a port of the node's, so that the answer is known for one of ours.
+#[inline(always)]
+fn source<F: Ip>(client: F::Addr, backend: F::Addr, who: u32, service: u32) -> (F::Addr, SourcePort) {
+    let at = route::lookup::<F>(backend);
+    if who == Client::Pod as u32 {
+        return match at {
+            _ if backend == client => (F::gateway(), SourcePort::Keep),
+            Next::Outside => (F::node_ip(), SourcePort::Allocate),
+            _ => (client, SourcePort::Keep),
+        };
+    }
+    match at {
+        // The answer of a process of this node to any other address would leave by a way that does not lead through us.
+        Next::Host => (F::hairpin(), SourcePort::Allocate),
+        Next::Pod { .. } if who == Client::Outside as u32 && service & flags::KEEP_SOURCE != 0 => (client, SourcePort::Keep),
+        _ => (F::node_ip(), SourcePort::Allocate),
+    }
+}
+
+/// The backend id of a new flow out of a run that is not empty.
+#[inline(always)]
+fn pick<F: Ip>(opening: &Opening<F>, service: &Service, run: &Run, who: ServiceClient<F>) -> u32 {
+    let index = if service.flags & flags::MAGLEV != 0 {
+        backend::of_flow(&opening.original, run.count)
+    } else {
+        // SAFETY: a helper without arguments.
+        backend::pick(unsafe { bpf_get_prandom_u32() }, run.count)
+    };
+    let id = slot(run.base.wrapping_add(index)).unwrap_or(0);
+    if service.flags & flags::AFFINITY == 0 {
+        return id;
     }
     // SAFETY: a helper without arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let id = slot(service.base.wrapping_add(backend::pick(random, service.count))).unwrap_or(0);
-    let Some(&Backend { addr, port, generation, .. }) = F::backends().get(id).filter(|backend| backend.state != state::FREE)
-    else {
-        // The run was given to another Service between two look-ups: as good as no endpoint, and the client's next packet finds one.
-        return dropped(DropReason::NoEndpoints);
+    let now = affinity::moment(unsafe { bpf_ktime_get_coarse_ns() });
+    // SAFETY: the value is read at once, and replaced whole.
+    let last = unsafe { F::affinity().get(who) }.filter(|last| last.holds(now, service.affinity_secs));
+    let id = match last {
+        Some(last) => find_in::<F>(run, last.backend).unwrap_or(id),
+        None => id,
     };
-    let mut to = Tuple { dst: addr, dport: port, ..flow.tuple };
-    let mut source_port = SourcePort::Keep;
-    match client {
-        Client::Host => {
-            source_port = SourcePort::Allocate;
-            to.src = if let Next::Host = route::lookup::<F>(addr) { F::hairpin() } else { F::node_ip() };
-        }
-        Client::Pod if addr == flow.tuple.src => to.src = F::gateway(),
-        Client::Pod => {
-            if let Next::Outside = route::lookup::<F>(addr) {
-                to.src = F::node_ip();
-                source_port = SourcePort::Allocate;
-            }
-        }
+    if let Some(backend) = F::backends().get(id) {
+        // Where even the LRU has no room the client is a stranger next time.
+        let _ = F::affinity().insert(who, Affinity { backend: backend.addr, last_seen: now }, 0);
     }
-    let mut opening = Opening { backend: id, generation, ..Opening::new(flow.tuple, to, source_port) };
-    done(snat::open(&mut opening))?;
-    count(Counter::ServiceNewFlow);
-    ControlFlow::Continue(Ok(opening.to))
+    id
+}
+
+/// Looks an address up in a run, whose backends stand in ascending order.
+#[repr(C)]
+struct Search<F: Family> {
+    addr: F::Addr,
+    /// The first slot that may have it.
+    low: u32,
+    /// The first slot after that which is known to come after it.
+    high: u32,
+    /// The backend, once found.
+    found: u32,
+}
+
+/// The backend of a run that has an address.
+#[inline(always)]
+fn find_in<F: Ip>(run: &Run, addr: F::Addr) -> Option<u32> {
+    let mut search = Search::<F> { addr, low: run.base, high: run.slots().end, found: 0 };
+    // Each step halves what is left.
+    // SAFETY: the callback takes the context that is passed here, which outlives the call.
+    unsafe { bpf_loop(u32::BITS, halve::<F> as *mut c_void, (&raw mut search).cast(), 0) };
+    (search.found != 0).then_some(search.found)
+}
+
+/// One step of [`find_in`]: 1 ends the loop.
+extern "C" fn halve<F: Ip>(_: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `find_in` passes this and waits.
+    let search = unsafe { &mut *context.cast::<Search<F>>() };
+    if search.low >= search.high {
+        return 1;
+    }
+    let middle = search.low + (search.high - search.low) / 2;
+    let Some(id) = slot(middle) else { return 1 };
+    let Some(backend) = F::backends().get(id) else { return 1 };
+    if backend.addr == search.addr {
+        search.found = id;
+        return 1;
+    }
+    if backend.addr < search.addr {
+        search.low = middle + 1;
+    } else {
+        search.high = middle;
+    }
+    0
 }
 
 /// Whether a known flow may go on as it did.
@@ -103,12 +259,15 @@ pub(crate) fn is_still_good<F: Ip>(flow: &Flow<F>, entry: &CtEntry<F>) -> bool {
     if is_tcp && !flow.is_syn() {
         return true;
     }
-    let Some(backend) = F::backends().get(entry.backend) else { return false };
-    if backend.generation != entry.generation || backend.state == state::FREE {
-        return false;
-    }
+    let Some(backend) = tenant::<F>(entry.backend, entry.generation) else { return false };
     if !is_tcp {
         return true;
     }
     !conntrack::is_over(entry, proto::TCP) && (backend.state == state::ACTIVE || conntrack::is_answered(entry, proto::TCP))
+}
+
+/// The backend of an id, if it is still the one that had this generation.
+#[inline(always)]
+pub(crate) fn tenant<F: Ip>(id: u32, generation: u32) -> Option<&'static Backend<F>> {
+    F::backends().get(id).filter(|backend| backend.generation == generation && backend.state != state::FREE)
 }

@@ -5,6 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
 use shunt_common::{
     backend,
+    conntrack::{CtEntry, CtKey},
     flow::Tuple,
     net::{Port, proto},
     verdict::{Counter, DropReason},
@@ -57,21 +58,30 @@ pub(crate) struct Opening<F: Ip> {
     pub(crate) backend: u32,
     /// The backend's generation.
     pub(crate) generation: u32,
-    /// Of the last try: 0, or the number of the drop reason.
-    pub(crate) refused: u32,
 }
 
 impl<F: Ip> Opening<F> {
     /// A flow that leaves as `to`.
     #[inline(always)]
     pub(crate) fn new(original: Tuple<F>, to: Tuple<F>, source_port: SourcePort) -> Self {
-        Self { original, to, source_port: source_port as u32, backend: 0, generation: 0, refused: 0 }
+        Self { original, to, source_port: source_port as u32, backend: 0, generation: 0 }
     }
+}
 
-    /// Tries to reserve `to`; notes the outcome.
+/// Tries to put an entry in. Key and value stand where the kernel reads them: there is no stack for a copy.
+#[repr(C)]
+struct Attempt<F: Ip> {
+    key: CtKey<F>,
+    entry: CtEntry<F>,
+    /// Of the last try: 0, or the number of the drop reason.
+    refused: u32,
+}
+
+impl<F: Ip> Attempt<F> {
+    /// Tries to reserve the tuple of the answer; notes the outcome.
     #[inline(always)]
     fn reserve(&mut self) {
-        self.refused = match conntrack::reserve(&self.original, &self.to, self.backend, self.generation) {
+        self.refused = match conntrack::reserve(&self.key, &self.entry) {
             Ok(()) => 0,
             Err(Refused::Collision) => DropReason::SnatPortsExhausted as u32,
             Err(Refused::Full) => DropReason::ConntrackFull as u32,
@@ -93,32 +103,41 @@ pub(crate) fn open<F: Ip>(opening: &mut Opening<F>) -> Result<(), DropReason> {
 pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
     // Others have no port, or one under a checksum that we cannot mend (SCTP).
     let has_port = matches!(opening.original.proto, proto::TCP | proto::UDP | proto::ICMP);
-    opening.refused = DropReason::SnatPortsExhausted as u32;
+    let mut attempt = Attempt {
+        key: CtKey::of(&opening.to.reversed()),
+        entry: CtEntry::reply(&opening.original, &opening.to, opening.backend, opening.generation, conntrack::now()),
+        refused: DropReason::SnatPortsExhausted as u32,
+    };
     if opening.source_port == SourcePort::Keep as u32 || !has_port {
-        conntrack::reclaim(&opening.original, &opening.to);
-        opening.reserve();
+        conntrack::reclaim(&opening.original, &attempt.key);
+        attempt.reserve();
     }
-    if opening.refused == DropReason::SnatPortsExhausted as u32 && has_port {
-        // The loop's body is verified once, not once a try; the kernel wants its context on this very stack.
-        let mut context = *opening;
+    if attempt.refused == DropReason::SnatPortsExhausted as u32 && has_port {
+        attempt.entry.translates = 1;
+        // The loop's body is verified once, not once a try.
         // SAFETY: the callback takes the context that is passed here, which outlives the call.
-        unsafe { bpf_loop(TRIES, try_port::<F> as *mut c_void, (&raw mut context).cast(), 0) };
-        *opening = context;
-        if opening.refused == 0 {
+        unsafe { bpf_loop(TRIES, try_port::<F> as *mut c_void, (&raw mut attempt).cast(), 0) };
+        if attempt.refused == 0 {
+            opening.to.sport = attempt.key.dport;
             count(Counter::SnatNewFlow);
         }
     }
-    if opening.refused == 0 && conntrack::commit(&opening.original, &opening.to, opening.backend, opening.generation).is_err() {
-        return DropReason::ConntrackFull as u32;
+    if attempt.refused != 0 {
+        return attempt.refused;
     }
-    opening.refused
+    attempt.key = CtKey::of(&opening.original);
+    attempt.entry.turn(&opening.original, &opening.to);
+    match conntrack::commit(&attempt.key, &attempt.entry) {
+        Ok(()) => 0,
+        Err(_) => DropReason::ConntrackFull as u32,
+    }
 }
 
 /// One try with a random port: 1 ends the loop.
 extern "C" fn try_port<F: Ip>(_: u32, context: *mut c_void) -> i64 {
     // SAFETY: `try_open` passes this and waits.
-    let opening = unsafe { &mut *context.cast::<Opening<F>>() };
-    opening.to.sport = random_port();
-    opening.reserve();
-    (opening.refused != DropReason::SnatPortsExhausted as u32) as i64
+    let attempt = unsafe { &mut *context.cast::<Attempt<F>>() };
+    attempt.key.dport = random_port();
+    attempt.reserve();
+    (attempt.refused != DropReason::SnatPortsExhausted as u32) as i64
 }

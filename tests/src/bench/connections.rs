@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, s
 use super::{
     Options,
     arena::{Arena, Contender, Samples},
-    control::{SYNTHETIC, wait_for_services},
+    large::{SYNTHETIC, wait_for_services},
     pin,
     report::{Goal, Report},
 };

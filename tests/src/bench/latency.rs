@@ -19,10 +19,10 @@ const PORT: u16 = 7001;
 
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let arena = Arena::build(options)?;
-    let trips = if options.quick { 3_000 } else { 20_000 };
-    let same = Samples::take(options.rounds(), &arena.same_node(), |contender| p50(contender, trips))?;
+    let trips = if options.quick { 3_000 } else { 8_000 };
+    let same = Samples::take(options.many_rounds(), &arena.same_node(), |contender| p50(contender, trips))?;
     same.row(report, "same node, p50 latency over veth", "shunt", "veth", Goal::AtMost(1.08), "us");
-    let cross = Samples::take(options.rounds(), &arena.cross_node(), |contender| p50(contender, trips))?;
+    let cross = Samples::take(options.many_rounds(), &arena.cross_node(), |contender| p50(contender, trips))?;
     cross.row(report, "cross node, p50 latency over bare", "shunt", "bare", Goal::AtMost(1.25), "us");
     cross.row(report, "cross node, p50 latency over flannel's way", "shunt", "flannel", Goal::AtMost(0.80), "us");
     cross.row(report, "(flannel's way over bare)", "flannel", "bare", Goal::None, "us");

@@ -25,8 +25,8 @@ const BATCH: usize = 64;
 
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let arena = Arena::build(options)?;
-    let period = Duration::from_millis(if options.quick { 300 } else { 1000 });
-    let cross = Samples::take(options.rounds(), &arena.cross_node(), |contender| kilopackets(contender, period))?;
+    let period = Duration::from_millis(if options.quick { 300 } else { 400 });
+    let cross = Samples::take(options.many_rounds(), &arena.cross_node(), |contender| kilopackets(contender, period))?;
     cross.row(report, "cross node, 64 B packets/s over bare", "shunt", "bare", Goal::AtLeast(0.75), "k/s");
     cross.row(report, "cross node, 64 B packets/s over flannel's way", "shunt", "flannel", Goal::AtLeast(1.4), "k/s");
     cross.row(report, "(flannel's way over bare)", "flannel", "bare", Goal::None, "k/s");

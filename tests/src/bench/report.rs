@@ -62,6 +62,13 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The value that a share of all values doesn't exceed (the nearest rank); not a number if there are none.
+pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
+    let sorted = sorted(values);
+    let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize;
+    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
+
 fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -135,6 +142,9 @@ mod tests {
         assert_eq!((figure.median, figure.min, figure.max), (2.0, 1.0, 3.0));
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert!(median(&[]).is_nan());
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!((percentile(&hundred, 0.5), percentile(&hundred, 0.99), percentile(&[7.0], 0.99)), (50.0, 99.0, 7.0));
+        assert!(percentile(&[], 0.5).is_nan());
     }
 
     #[test]

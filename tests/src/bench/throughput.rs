@@ -12,10 +12,10 @@ use crate::traffic::iperf::IperfServer;
 
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let arena = Arena::build(options)?;
-    let seconds = if options.quick { 1 } else { 3 };
-    let same = Samples::take(options.rounds(), &arena.same_node(), |contender| gigabits(contender, seconds))?;
+    let seconds = 1;
+    let same = Samples::take(options.many_rounds(), &arena.same_node(), |contender| gigabits(contender, seconds))?;
     same.row(report, "same node, throughput over veth", "shunt", "veth", Goal::AtLeast(0.95), "Gbit/s");
-    let cross = Samples::take(options.rounds(), &arena.cross_node(), |contender| gigabits(contender, seconds))?;
+    let cross = Samples::take(options.many_rounds(), &arena.cross_node(), |contender| gigabits(contender, seconds))?;
     cross.row(report, "cross node, throughput over bare", "shunt", "bare", Goal::AtLeast(0.85), "Gbit/s");
     cross.row(report, "cross node, throughput over flannel's way", "shunt", "flannel", Goal::AtLeast(1.15), "Gbit/s");
     cross.row(report, "(flannel's way over bare)", "flannel", "bare", Goal::None, "Gbit/s");

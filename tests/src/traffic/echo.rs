@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +22,8 @@ use crate::netns::Netns;
 
 /// How long a client waits: long past any round trip, short enough for a test that expects silence.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long an exchange may take that goes on all the time, on a busy machine too.
+const EXCHANGED: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A server on its own thread. Dropping it closes its sockets.
@@ -111,18 +113,40 @@ impl Drop for Server {
 
 fn serve_tcp(mut stream: TcpStream, hello: &str, stop: &AtomicBool) {
     let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(POLL)));
-    if ready.and_then(|()| stream.write_all(hello.as_bytes())).is_err() {
+    let ready = ready.and_then(|()| stream.set_write_timeout(Some(POLL)));
+    let goes_on = || !stop.load(Ordering::Relaxed);
+    if ready.and_then(|()| write_while(&mut stream, hello.as_bytes(), goes_on)).is_err() {
         return;
     }
     let mut buffer = vec![0; 65536];
-    while !stop.load(Ordering::Relaxed) {
+    while goes_on() {
         match stream.read(&mut buffer) {
             Ok(0) => return,
-            Ok(len) if stream.write_all(&buffer[..len]).is_err() => return,
-            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return,
+            Ok(len) if write_while(&mut stream, &buffer[..len], goes_on).is_err() => return,
+            Err(error) if !is_timeout(&error) => return,
             _ => {}
         }
     }
+}
+
+/// Writes all for as long as a condition holds, which is looked at whenever the stream's write timeout has passed: a peer that nothing
+/// reaches any more would hold a writer up for a quarter of an hour.
+fn write_while(stream: &mut TcpStream, mut bytes: &[u8], goes_on: impl Fn() -> bool) -> io::Result<()> {
+    while !bytes.is_empty() {
+        if !goes_on() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match stream.write(bytes) {
+            Ok(len) => bytes = &bytes[len..],
+            Err(error) if !is_timeout(&error) => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// A TCP connection to a [`Server`], past its first line.
@@ -183,18 +207,52 @@ impl TcpClient {
     /// Sends bytes and expects them back.
     ///
     /// # Errors
-    /// They don't come back whole within [`PATIENCE`].
+    /// Nothing comes back for [`PATIENCE`], or not all within 20 seconds.
     pub fn exchange(&mut self, payload: &[u8]) -> Result<()> {
         let mut back = vec![0; payload.len()];
         let mut writer = self.stream.try_clone()?;
+        let start = Instant::now();
+        let is_over = AtomicBool::new(false);
+        let goes_on = || !is_over.load(Ordering::Relaxed) && start.elapsed() < EXCHANGED;
         thread::scope(|scope| -> Result<()> {
-            let sent = scope.spawn(move || writer.write_all(payload));
-            self.stream.read_exact(&mut back).context("what was sent did not come back")?;
-            sent.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-            Ok(())
+            let sent = scope.spawn(|| write_while(&mut writer, payload, goes_on));
+            let came = self.read_while(&mut back, goes_on);
+            // After a failure the writer has nothing to wait for.
+            is_over.store(true, Ordering::Relaxed);
+            let sent = sent.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+            came.context("what was sent did not come back")?;
+            Ok(sent?)
         })?;
         if back != payload {
             bail!("other bytes came back than were sent");
+        }
+        Ok(())
+    }
+
+    /// Sends a few bytes and waits for them, as long as a retransmission or two may take.
+    ///
+    /// # Errors
+    /// The connection is broken, or silent.
+    pub fn touch(&mut self) -> io::Result<()> {
+        let question = *b"still there?";
+        let mut answer = [0; 12];
+        self.stream.set_read_timeout(Some(4 * PATIENCE))?;
+        self.stream.write_all(&question)?;
+        self.stream.read_exact(&mut answer)?;
+        self.stream.set_read_timeout(Some(PATIENCE))?;
+        if answer == question { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    /// Fills the buffer for as long as a condition holds and no read takes longer than [`PATIENCE`].
+    fn read_while(&mut self, buffer: &mut [u8], goes_on: impl Fn() -> bool) -> Result<()> {
+        let mut came = 0;
+        while came < buffer.len() {
+            let all = buffer.len();
+            match self.stream.read(&mut buffer[came..]).with_context(|| format!("after {came} of {all} bytes"))? {
+                0 => bail!("the other end closed after {came} of {all} bytes"),
+                _ if !goes_on() => bail!("{came} of {all} bytes within {EXCHANGED:?}"),
+                more => came += more,
+            }
         }
         Ok(())
     }

@@ -5,3 +5,4 @@ pub mod flood;
 pub mod iperf;
 pub mod packet;
 pub mod ping;
+pub mod steady;

@@ -3,7 +3,7 @@
 use shunt_common::{
     address::{Address, Route, kind, route},
     net::{Ip4, Mac, proto},
-    service::{Service, flags, state},
+    service::{Run, flags, state},
     verdict::Counter,
 };
 
@@ -11,7 +11,7 @@ use crate::{
     harness::{
         Dataplane, GATEWAY, NODE_IP, OTHER_POD, OUTSIDE, PEER_IP, PEER_MAC, POD, REMOTE_POD, VIP,
         Verdict::{Drop, Pass, Redirect},
-        address,
+        address, serving,
     },
     packet::{ACK, ETHERNET, FIN, Packet, RST, SYN, echo, error, raw, tcp, udp},
 };
@@ -155,7 +155,7 @@ fn an_address_in_our_range_that_is_nobodys() {
 }
 
 /// What refuses a packet: an unreachable from its destination, quoting its start, with Ethernet ends swapped.
-fn refusal(about: &Packet, code: u8) -> Vec<u8> {
+pub(crate) fn refusal(about: &Packet, code: u8) -> Vec<u8> {
     let quote = if matches!(about.l4, crate::packet::L4::Tcp { .. }) { 40 } else { 28 };
     let (to, from) = (about.src.to_string(), about.dst.to_string());
     let mut answer = error(&from, &to, 3, code, about).fragment(0);
@@ -214,7 +214,7 @@ fn a_service_without_endpoints_refuses_and_keeps_nothing() {
 #[test]
 fn a_local_policy_without_local_endpoints_is_silent() {
     let mut dataplane = Dataplane::new();
-    dataplane.frontend(VIP, 80, proto::TCP, Service { base: 0, count: 0, flags: flags::DROP_WHEN_EMPTY });
+    dataplane.frontend(VIP, 80, proto::TCP, serving(Run::EMPTY, flags::DROP_WHEN_EMPTY));
     let packet = tcp(POD, 1, VIP, 80, SYN).bytes();
     dataplane.run(PROGRAM, &packet).is(Drop, &packet, &["no_local_endpoints"]);
 }

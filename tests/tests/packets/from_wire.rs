@@ -13,14 +13,14 @@ use crate::{
 const PROGRAM: &str = "from_wire";
 
 /// A tunnel packet from a node, with the inner frame addressed as the peer would.
-fn tunnel(from: &str, inner: &Packet, tos: u8) -> Packet {
+pub(crate) fn tunnel(from: &str, inner: &Packet, tos: u8) -> Packet {
     let frame = inner.clone().macs(TUNNEL_MAC, PEER_MAC).bytes();
     let payload = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame].concat();
     udp(from, 55_555, NODE_IP, 8472).payload(payload).zero_checksum().tos(tos)
 }
 
 /// What is left of a frame once the tunnel's headers are gone: the outer Ethernet header and the inner packet.
-fn popped(inner: Packet) -> Vec<u8> {
+pub(crate) fn popped(inner: Packet) -> Vec<u8> {
     [&ETHERNET[..], &inner.bytes()[14..]].concat()
 }
 

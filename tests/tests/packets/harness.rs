@@ -2,19 +2,27 @@
 //!
 //! What a green run doesn't prove: the redirects are decided but not carried out, and no device offloads anything. The lab shows those.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, process, sync::LazyLock};
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
     programs::{SchedClassifier, TestRun, TestRunOptions, Xdp},
+};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use shunt::kernel::{
+    programs::{self, OBJECT},
+    skb::SkbAccess,
 };
 use shunt_common::{
     address::{Address, Route, kind, route},
     config::NodeConfig,
     conntrack::{CtEntry, CtKey},
     net::{Ip4, Mac, Port, V4},
-    service::{Backend, Service, ServiceKey, state},
+    service::{Backend, Run, Service, ServiceClient, ServiceKey, node_port_bit, state},
     verdict::{Counter, DropReason},
 };
 
@@ -54,7 +62,21 @@ pub(crate) struct Outcome {
 pub(crate) struct Dataplane {
     ebpf: Ebpf,
     next_backend: u32,
+    /// The interface that packets enter by.
+    pub(crate) ingress: u32,
 }
+
+/// Has this test go on on a CPU, by its place among those that it may use.
+pub(crate) fn run_on(place: usize) {
+    let allowed = *ALLOWED;
+    let all: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).is_ok_and(|set| set)).collect();
+    let mut one = CpuSet::new();
+    one.set(all[place % all.len()]).expect("a CPU");
+    sched_setaffinity(Pid::from_raw(0), &one).expect("a CPU that may be used");
+}
+
+/// The CPUs that this process may use, before a test chose one of them.
+static ALLOWED: LazyLock<CpuSet> = LazyLock::new(|| sched_getaffinity(Pid::from_raw(process::id() as i32)).expect("CPUs"));
 
 fn ip4(addr: &str) -> Ip4 {
     addr.parse::<Ipv4Addr>().expect("an address in a test").into()
@@ -63,7 +85,13 @@ fn ip4(addr: &str) -> Ip4 {
 impl Dataplane {
     /// A node with two pods, a peer with a pod range, and an empty Service table.
     pub(crate) fn new() -> Self {
-        let object = shunt::kernel::programs::OBJECT;
+        static SKB: LazyLock<SkbAccess> =
+            LazyLock::new(|| SkbAccess::of_this_kernel().expect("a kernel that describes its types"));
+        Self::with(&SKB)
+    }
+
+    /// The same with programs that look into packets as `skb` says.
+    pub(crate) fn with(skb: &SkbAccess) -> Self {
         let config = NodeConfig {
             node_ip: ip4(NODE_IP),
             underlay_ifindex: IFINDEX,
@@ -76,18 +104,13 @@ impl Dataplane {
             tunnel_mac: Mac { bytes: TUNNEL_MAC },
             underlay_mask: ip4("255.255.255.0"),
         };
-        let mut ebpf = EbpfLoader::new()
-            .override_global("NODE", &config, true)
-            .map_max_entries("CONNTRACK", 256)
-            .load(object)
-            .expect("the object loads");
-        for name in ["from_pod", "to_pod", "from_wire", "from_host"] {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
-            program.load().unwrap_or_else(|error| panic!("the verifier rejects {name}: {error:?}"));
-        }
-        let program: &mut Xdp = ebpf.program_mut("from_wire_xdp").expect("xdp").try_into().expect("xdp");
-        program.load().unwrap_or_else(|error| panic!("the verifier rejects from_wire_xdp: {error:?}"));
-        let mut dataplane = Self { ebpf, next_backend: 1 };
+        let ebpf = programs::load(OBJECT, &config, skb, |loader| {
+            loader.map_max_entries("CONNTRACK", 256);
+        });
+        let ebpf = ebpf.unwrap_or_else(|error| panic!("{error}: {error:?}"));
+        // A shortcut is one CPU's.
+        run_on(0);
+        let mut dataplane = Self { ebpf, next_backend: 1, ingress: IFINDEX };
         dataplane.address(POD, Address { mac: Mac { bytes: POD_MAC }, ..address(kind::POD) });
         dataplane.address(OTHER_POD, Address { mac: Mac { bytes: POD_MAC }, ifindex: 77, ..address(kind::POD) });
         dataplane.address(NODE_IP, address(kind::HOST));
@@ -116,28 +139,67 @@ impl Dataplane {
 
     /// Puts a frontend in force, in the order the agent would. Returns the backend ids.
     pub(crate) fn service(&mut self, vip: &str, port: u16, proto: u8, backends: &[(&str, u16)]) -> Vec<u32> {
-        let first = self.next_backend;
+        let run = self.run_of(backends);
+        self.frontend(vip, port, proto, serving(run, 0));
+        run.slots().collect()
+    }
+
+    /// New backends, and a run of slots that names them in this order; their ids are the slots' numbers.
+    pub(crate) fn run_of(&mut self, backends: &[(&str, u16)]) -> Run {
+        let base = self.next_backend;
         self.next_backend += backends.len() as u32;
-        for (id, (addr, port)) in (first..).zip(backends) {
+        for (id, (addr, port)) in (base..).zip(backends) {
             self.backend(id, addr, *port, state::ACTIVE, 1);
             let mut slots: Array<_, u32> = self.map("SLOTS");
             slots.set(id, id, 0).expect("a slot");
         }
-        let service = Service { base: first, count: backends.len() as u32, flags: 0 };
-        self.frontend(vip, port, proto, service);
-        (first..self.next_backend).collect()
+        Run { base, count: backends.len() as u32 }
     }
 
     pub(crate) fn frontend(&mut self, vip: &str, port: u16, proto: u8, service: Service) {
         self.address(vip, address(kind::SERVICE));
-        let key = ServiceKey { addr: ip4(vip), port: Port::from_host(port), proto, reserved: 0 };
+        self.serve(vip, port, proto, service);
+    }
+
+    /// A frontend at this node's address.
+    pub(crate) fn node_port(&mut self, port: u16, proto: u8, service: Service) {
+        self.serve(NODE_IP, port, proto, service);
+        self.set_node_port(port, proto, true);
+    }
+
+    /// Takes it away again.
+    pub(crate) fn no_node_port(&mut self, port: u16, proto: u8) {
+        self.set_node_port(port, proto, false);
+        let key = ServiceKey { addr: ip4(NODE_IP), port: Port::from_host(port), proto, reserved: 0 };
+        let mut services: HashMap<_, ServiceKey<V4>, Service> = self.map("SERVICES");
+        services.remove(&key).expect("the frontend");
+    }
+
+    fn set_node_port(&mut self, port: u16, proto: u8, is_used: bool) {
+        let (index, bit) = node_port_bit(proto, Port::from_host(port)).expect("a protocol with ports");
+        let mut words: Array<_, u64> = self.map("NODE_PORTS");
+        let word = words.get(&index, 0).expect("a word");
+        words.set(index, if is_used { word | bit } else { word & !bit }, 0).expect("a word");
+    }
+
+    /// Lets clients of a prefix into a Service.
+    pub(crate) fn source_range(&mut self, service: u32, addr: &str, len: u32) {
+        let map = self.ebpf.map_mut("SOURCE_RANGES").expect("SOURCE_RANGES");
+        let mut map: lpm_trie::LpmTrie<_, ServiceClient<V4>, u32> = map.try_into().expect("SOURCE_RANGES");
+        let clients = ServiceClient { service, addr: ip4(addr) };
+        map.insert(&lpm_trie::Key::new(32 + len, clients), 1, 0).expect("room in SOURCE_RANGES");
+    }
+
+    fn serve(&mut self, addr: &str, port: u16, proto: u8, service: Service) {
+        let key = ServiceKey { addr: ip4(addr), port: Port::from_host(port), proto, reserved: 0 };
         let mut services: HashMap<_, ServiceKey<V4>, Service> = self.map("SERVICES");
         services.insert(key, service, 0).expect("room in SERVICES");
     }
 
-    pub(crate) fn backend(&mut self, id: u32, addr: &str, port: u16, state: u16, generation: u32) {
+    pub(crate) fn backend(&mut self, id: u32, addr: &str, port: u16, state: u8, generation: u32) {
         let mut map: Array<_, Backend<V4>> = self.map("BACKENDS");
-        map.set(id, Backend { addr: ip4(addr), port: Port::from_host(port), state, generation }, 0).expect("a backend");
+        map.set(id, Backend { addr: ip4(addr), port: Port::from_host(port), state, flags: 0, generation }, 0)
+            .expect("a backend");
     }
 
     /// Says that addresses or routes have changed, as the agent does.
@@ -151,6 +213,15 @@ impl Dataplane {
     pub(crate) fn flows(&mut self) -> Vec<(CtKey<V4>, CtEntry<V4>)> {
         let map: HashMap<_, CtKey<V4>, CtEntry<V4>> = self.map("CONNTRACK");
         map.iter().collect::<Result<_, _>>().expect("a readable table")
+    }
+
+    /// Takes every tracked flow away behind the programs' backs.
+    pub(crate) fn lose_flows(&mut self) {
+        let keys: Vec<_> = self.flows().into_iter().map(|(key, _)| key).collect();
+        let mut map: HashMap<_, CtKey<V4>, CtEntry<V4>> = self.map("CONNTRACK");
+        for key in keys {
+            map.remove(&key).expect("a flow");
+        }
     }
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
@@ -169,7 +240,11 @@ impl Dataplane {
         let before = self.counters();
         let mut out = vec![0; packet.len() + 256];
         let tc: &SchedClassifier = self.ebpf.program(program).expect(program).try_into().expect(program);
-        let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::new() };
+        // struct __sk_buff: ifindex is the eleventh word.
+        let mut context = [0; 192];
+        context[40..44].copy_from_slice(&self.ingress.to_ne_bytes());
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ctx_in: Some(&context), ..TestRunOptions::new() };
         let result = tc.test_run(options).expect("the packet is long enough to be run");
         out.truncate(result.data_size_out as usize);
         let verdict = match result.return_value as i32 {
@@ -202,6 +277,11 @@ impl Dataplane {
         let counted = after.into_iter().map(|(name, n)| (name, n - before[name])).filter(|(_, n)| *n > 0).collect();
         Outcome { verdict, packet, counted }
     }
+}
+
+/// A frontend that gives all clients the same backends.
+pub(crate) fn serving(run: Run, flags: u32) -> Service {
+    Service { cluster: run, outside: run, flags, affinity_secs: 0, id: 1 }
 }
 
 pub(crate) fn address(kind: u32) -> Address {

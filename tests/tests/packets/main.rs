@@ -3,6 +3,8 @@
 mod from_host;
 mod from_pod;
 mod from_wire;
+mod frontends;
 mod harness;
 mod packet;
+mod shortcut;
 mod to_pod;

@@ -2,6 +2,7 @@
 
 mod conntrack;
 mod flow_state;
+mod frontends;
 mod rows;
 
 use std::process::ExitCode;
@@ -34,7 +35,7 @@ enum What {
     Nodes,
     /// Pods of this node
     Pods,
-    /// Frontends of Services with their backends
+    /// Frontends of Services and host ports, with their policies and backends
     Services,
     /// Backends
     Backends,
@@ -59,7 +60,7 @@ impl Get {
                 });
                 self.show(&rows::pods(&reader.addresses()?, &known))
             }
-            What::Services => self.show(&rows::services(reader.services()?)),
+            What::Services => self.show(&frontends::rows(reader.services()?)),
             What::Backends => self.show(&rows::backends(&reader.backends()?)),
             What::Routes => self.show(&rows::routes(&reader.routes()?)),
             What::Conntrack => {

@@ -10,14 +10,14 @@ use serde::Serialize;
 use shunt_common::{
     address::{Address, Prefix, Route, kind, route},
     net::{Ip4, V4},
-    service::{Backend, flags, state},
+    service::{Backend, backend_flags, state},
     verdict::DropReason,
 };
 
 use crate::{
     attachment::Pod,
-    cli::output::{Row, interface, protocol},
-    kernel::read::{BackendRow, ServiceRow},
+    cli::output::{Row, interface},
+    kernel::read::BackendRow,
 };
 
 /// A node of the cluster.
@@ -119,67 +119,6 @@ pub(super) fn pods(addresses: &[(Ip4, Address)], known: &[Pod]) -> Vec<PodRow> {
     .collect()
 }
 
-/// A port of a Service on one of its virtual IPs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct FrontendRow {
-    address: Ipv4Addr,
-    port: u16,
-    protocol: String,
-    /// What a client gets while there is no backend: `refuse` or `drop`.
-    when_empty: &'static str,
-    backends: Vec<FrontendBackend>,
-}
-
-/// A backend of a frontend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FrontendBackend {
-    id: u32,
-    address: Ipv4Addr,
-    port: u16,
-}
-
-impl Row for FrontendRow {
-    const COLUMNS: &'static [&'static str] = &["ADDRESS", "PORT", "PROTOCOL", "WHEN EMPTY", "BACKENDS"];
-
-    fn cells(&self) -> Vec<String> {
-        const SHOWN: usize = 3;
-        let mut backends: Vec<String> =
-            self.backends.iter().take(SHOWN).map(|backend| format!("{}:{}", backend.address, backend.port)).collect();
-        if self.backends.len() > SHOWN {
-            backends.push(format!("and {} more", self.backends.len() - SHOWN));
-        }
-        vec![
-            self.address.to_string(),
-            self.port.to_string(),
-            self.protocol.clone(),
-            self.when_empty.to_owned(),
-            if backends.is_empty() { "none".to_owned() } else { backends.join(", ") },
-        ]
-    }
-}
-
-/// By address, port and protocol.
-pub(super) fn services(services: Vec<ServiceRow>) -> Vec<FrontendRow> {
-    let row = |service: ServiceRow| FrontendRow {
-        address: service.key.addr.into(),
-        port: service.key.port.to_host(),
-        protocol: protocol(service.key.proto),
-        when_empty: if service.service.flags & flags::DROP_WHEN_EMPTY == 0 { "refuse" } else { "drop" },
-        backends: service
-            .backends
-            .iter()
-            .map(|BackendRow { id, backend }| FrontendBackend {
-                id: *id,
-                address: backend.addr.into(),
-                port: backend.port.to_host(),
-            })
-            .collect(),
-    };
-    services.into_iter().map(row).collect()
-}
-
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -189,18 +128,21 @@ pub(super) struct PlainBackendRow {
     port: u16,
     /// `active` or `draining`.
     state: &'static str,
+    /// Whether it runs on this node.
+    local: bool,
     /// Tenants that this id has had.
     generation: u32,
 }
 
 impl Row for PlainBackendRow {
-    const COLUMNS: &'static [&'static str] = &["ID", "BACKEND", "STATE", "GENERATION"];
+    const COLUMNS: &'static [&'static str] = &["ID", "BACKEND", "STATE", "NODE", "GENERATION"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.id.to_string(),
             SocketAddrV4::new(self.address, self.port).to_string(),
             self.state.to_owned(),
+            if self.local { "this" } else { "" }.to_owned(),
             self.generation.to_string(),
         ]
     }
@@ -218,6 +160,7 @@ pub(super) fn backends(backends: &[BackendRow]) -> Vec<PlainBackendRow> {
         address: backend.addr.into(),
         port: backend.port.to_host(),
         state: state(backend),
+        local: backend.flags & backend_flags::LOCAL != 0,
         generation: backend.generation,
     };
     backends.iter().map(row).collect()
@@ -300,10 +243,7 @@ fn join(items: &[impl ToString]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shunt_common::{
-        net::{Mac, Port, proto},
-        service::{Service, ServiceKey},
-    };
+    use shunt_common::net::{Mac, Port};
 
     use super::*;
     use crate::{
@@ -359,37 +299,21 @@ mod tests {
     }
 
     #[test]
-    fn services_show_their_first_backends_and_json_all() {
-        let backend = |id: u32| BackendRow {
+    fn backends_say_whether_they_are_of_this_node() {
+        let backend = |id: u32, flags| BackendRow {
             id,
             backend: Backend {
                 addr: Ip4::new(10, 1, 0, id as u8),
                 port: Port::from_host(8080),
                 state: state::ACTIVE,
+                flags,
                 generation: 1,
             },
         };
-        let service = |last, backends: Vec<BackendRow>, flags| ServiceRow {
-            key: ServiceKey { addr: Ip4::new(10, 96, 0, last), port: Port::from_host(80), proto: proto::TCP, reserved: 0 },
-            service: Service { base: 0, count: backends.len() as u32, flags },
-            backends,
-        };
-        let rows = services(vec![
-            service(1, vec![], 0),
-            service(2, vec![backend(1), backend(2)], 0),
-            service(3, (1..=5).map(backend).collect(), flags::DROP_WHEN_EMPTY),
-        ]);
-        insta::assert_snapshot!(table(&rows), @r"
-        ADDRESS     PORT   PROTOCOL   WHEN EMPTY   BACKENDS
-        10.96.0.1   80     TCP        refuse       none
-        10.96.0.2   80     TCP        refuse       10.1.0.1:8080, 10.1.0.2:8080
-        10.96.0.3   80     TCP        drop         10.1.0.1:8080, 10.1.0.2:8080, 10.1.0.3:8080, and 2 more
-        ");
-        assert_eq!(serde_json::to_value(&rows).unwrap()[2]["backends"].as_array().unwrap().len(), 5);
-        insta::assert_snapshot!(table(&backends(&[backend(1), backend(2)])), @r"
-        ID   BACKEND         STATE    GENERATION
-        1    10.1.0.1:8080   active   1
-        2    10.1.0.2:8080   active   1
+        insta::assert_snapshot!(table(&backends(&[backend(1, backend_flags::LOCAL), backend(2, 0)])), @r"
+        ID   BACKEND         STATE    NODE   GENERATION
+        1    10.1.0.1:8080   active   this   1
+        2    10.1.0.2:8080   active   -      1
         ");
     }
 

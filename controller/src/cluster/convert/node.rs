@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1 as core;
 use shunt_common::net::Mac;
 
 use super::{Names, Refusal, syntax};
-use crate::model::{Name, Node, TunnelEnd};
+use crate::{
+    cluster::flannel::{BACKEND_DATA, BACKEND_TYPE, PUBLIC_IP},
+    model::{Name, Node, TunnelEnd},
+};
 
-const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
-const BACKEND_TYPE: &str = "flannel.alpha.coreos.com/backend-type";
-const BACKEND_DATA: &str = "flannel.alpha.coreos.com/backend-data";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(super) fn convert(node: &core::Node, name: &Name, names: &mut Names) -> Result<Node, Refusal> {

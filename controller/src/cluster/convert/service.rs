@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::util::intstr::IntOrString};
 
-use super::{Names, Refusal, syntax};
+use super::{Names, Refusal, exposure, is_ours, syntax};
 use crate::model::{ObjectName, Service, ServicePort};
 
-/// Services with this label are another proxy's.
-const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// What the API server fills in: three hours.
+const DEFAULT_AFFINITY_SECS: i32 = 10_800;
 
 /// `None` if there is no virtual IP to serve here: headless, ExternalName, or another proxy's.
 pub(super) fn convert(service: &core::Service, name: &ObjectName, names: &mut Names) -> Result<Option<Service>, Refusal> {
@@ -22,7 +22,7 @@ pub(super) fn convert(service: &core::Service, name: &ObjectName, names: &mut Na
     }
     let internal_local = policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy")?;
     policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy")?;
-    session_affinity(spec)?;
+    let affinity_secs = session_affinity(spec)?;
     let is_headless = spec.cluster_ip.as_deref() == Some("None") || spec.cluster_ips.iter().flatten().any(|ip| ip == "None");
     let ports = ports(spec, names)?;
     if kind == "ExternalName" {
@@ -43,37 +43,24 @@ pub(super) fn convert(service: &core::Service, name: &ObjectName, names: &mut Na
         return Err(Refusal::new("spec.ports", "is required; add at least one port, or clusterIP: None"));
     }
     let cluster_ips = cluster_ips(spec)?;
-    if service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY)) {
+    let exposure = exposure::convert(service, kind, &ports)?;
+    if !is_ours(&service.metadata) {
         return Ok(None);
     }
     Ok(Some(Service {
         name: name.clone(),
         created: service.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         cluster_ips,
+        exposure,
         ports,
         internal_local,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        affinity_secs,
     }))
 }
 
-/// What is asked for beyond a ClusterIP.
-pub(super) fn without_effect(service: &core::Service) -> Vec<(&'static str, &'static str)> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let is_exposed = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
-    let has_external_ips = spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
-    let is_sticky = spec.session_affinity.as_deref() == Some("ClientIP");
-    [
-        (is_exposed, "spec.type", "is served at its ClusterIP; node ports and addresses of load balancers are not served yet"),
-        (has_external_ips, "spec.externalIPs", "is accepted, but these addresses are not served yet"),
-        (is_sticky, "spec.sessionAffinity", "is accepted, but each connection is still given any of the backends"),
-    ]
-    .into_iter()
-    .filter_map(|(applies, field, message)| applies.then_some((field, message)))
-    .collect()
-}
-
 /// Whether a traffic policy is `Local`.
-fn policy(text: Option<&str>, field: &str) -> Result<bool, Refusal> {
+pub(super) fn policy(text: Option<&str>, field: &str) -> Result<bool, Refusal> {
     match text {
         None | Some("" | "Cluster") => Ok(false),
         Some("Local") => Ok(true),
@@ -81,24 +68,27 @@ fn policy(text: Option<&str>, field: &str) -> Result<bool, Refusal> {
     }
 }
 
-fn session_affinity(spec: &core::ServiceSpec) -> Result<(), Refusal> {
-    match spec.session_affinity.as_deref() {
-        None | Some("" | "None" | "ClientIP") => {}
+/// For how many seconds a client stays with its backend, if it does.
+fn session_affinity(spec: &core::ServiceSpec) -> Result<Option<u32>, Refusal> {
+    let is_wanted = match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => false,
+        Some("ClientIP") => true,
         Some(other) => {
             return Err(Refusal::new(
                 "spec.sessionAffinity",
                 format!("{} is no affinity; want None or ClientIP", syntax::quote(other)),
             ));
         }
-    }
+    };
     let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    match config.and_then(|client_ip| client_ip.timeout_seconds) {
-        Some(seconds) if !(1..=86_400).contains(&seconds) => Err(Refusal::new(
+    let seconds = config.and_then(|client_ip| client_ip.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECS);
+    let seconds = u32::try_from(seconds).ok().filter(|seconds| (1..=86_400).contains(seconds)).ok_or_else(|| {
+        Refusal::new(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
             format!("{seconds} is out of range; want 1 to 86400 seconds"),
-        )),
-        _ => Ok(()),
-    }
+        )
+    })?;
+    Ok(is_wanted.then_some(seconds))
 }
 
 fn cluster_ips(spec: &core::ServiceSpec) -> Result<Box<[IpAddr]>, Refusal> {
@@ -158,10 +148,9 @@ fn ports(spec: &core::ServiceSpec, names: &mut Names) -> Result<Box<[ServicePort
             Some(IntOrString::String(target)) if target.is_empty() => {}
             Some(IntOrString::String(target)) => syntax::port_name(target).map_err(|message| refuse("targetPort", message))?,
         }
-        if let Some(node_port) = port.node_port.filter(|&node_port| node_port != 0) {
-            syntax::port(node_port).map_err(|message| refuse("nodePort", message))?;
-        }
-        ports.push(ServicePort { name: names.intern(name), port: number, protocol });
+        let node_port = port.node_port.filter(|&node_port| node_port != 0).map(syntax::port).transpose();
+        let node_port = node_port.map_err(|message| refuse("nodePort", message))?;
+        ports.push(ServicePort { name: names.intern(name), port: number, node_port, protocol });
     }
     Ok(ports.into())
 }

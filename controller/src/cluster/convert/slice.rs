@@ -1,19 +1,22 @@
 //! discovery.k8s.io/v1 EndpointSlice.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::SystemTime};
 
-use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::{api::discovery::v1 as discovery, jiff::Timestamp};
 
-use super::{Names, Refusal, syntax};
-use crate::model::{Endpoint, EndpointPort, EndpointSlice, Name};
+use super::{Names, Refusal, is_ours, syntax};
+use crate::model::{Endpoint, EndpointPort, EndpointSlice, Hints, Name};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// When the change of a pod or Service happened that the slice's writer followed last.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// As the API server allows (pkg/apis/discovery/validation).
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 20_000;
 const MAX_ADDRESSES: usize = 100;
+const MAX_HINTS: usize = 8;
 
-/// `None` if the slice is no Service's, or of names instead of addresses.
+/// `None` if the slice is no Service's that is served here, or of names instead of addresses.
 pub(super) fn convert(slice: &discovery::EndpointSlice, names: &mut Names) -> Result<Option<(Name, EndpointSlice)>, Refusal> {
     let is_family: fn(&IpAddr) -> bool = match slice.address_type.as_str() {
         "IPv4" => IpAddr::is_ipv4,
@@ -42,9 +45,15 @@ pub(super) fn convert(slice: &discovery::EndpointSlice, names: &mut Names) -> Re
         })
         .collect::<Result<_, _>>()?;
     let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)).filter(|name| !name.is_empty());
-    let Some(service) = service else { return Ok(None) };
+    let Some(service) = service.filter(|_| is_ours(&slice.metadata)) else { return Ok(None) };
     syntax::label(service).map_err(|message| Refusal::new(format!("metadata.labels[{SERVICE_NAME}]"), message))?;
     Ok(Some((names.intern(service), EndpointSlice { ports, endpoints })))
+}
+
+/// It is told for measuring alone: one that cannot be read is none.
+pub(super) fn triggered(slice: &discovery::EndpointSlice) -> Option<SystemTime> {
+    let text = slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?;
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 fn ports(given: &[discovery::EndpointPort], names: &mut Names) -> Result<Box<[EndpointPort]>, Refusal> {
@@ -103,5 +112,25 @@ fn endpoint(
         serving: conditions.and_then(|it| it.serving).unwrap_or(ready),
         terminating: conditions.and_then(|it| it.terminating).unwrap_or(false),
         node: node.map(|node| names.intern(node)),
+        hints: hints(endpoint.hints.as_ref(), names)?,
     })
+}
+
+fn hints(given: Option<&discovery::EndpointHints>, names: &mut Names) -> Result<Option<Box<Hints>>, Refusal> {
+    let Some(given) = given else { return Ok(None) };
+    let zones = given.for_zones.iter().flatten().map(|zone| zone.name.as_str()).collect();
+    let nodes = given.for_nodes.iter().flatten().map(|node| node.name.as_str()).collect();
+    let mut list = |field: &str, values: Vec<&str>, check: fn(&str) -> Result<(), String>| {
+        if values.len() > MAX_HINTS {
+            let message = format!("has {} entries, at most {MAX_HINTS} are allowed", values.len());
+            return Err(Refusal::new(format!("hints.{field}"), message));
+        }
+        for (i, value) in values.iter().enumerate() {
+            check(value).map_err(|message| Refusal::new(format!("hints.{field}[{i}].name"), message))?;
+        }
+        Ok(values.into_iter().map(|value| names.intern(value)).collect::<Box<[Name]>>())
+    };
+    let hints =
+        Hints { zones: list("forZones", zones, syntax::label_value)?, nodes: list("forNodes", nodes, syntax::subdomain)? };
+    Ok((!hints.zones.is_empty() || !hints.nodes.is_empty()).then(|| hints.into()))
 }

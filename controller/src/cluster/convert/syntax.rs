@@ -33,6 +33,20 @@ fn is_label(text: &str) -> bool {
     text.len() <= 63 && ends.iter().all(|end| end.is_some_and(inner)) && text.bytes().all(|byte| inner(byte) || byte == b'-')
 }
 
+/// The value of a label, as a zone's name is: at most 63 of letters, digits, '-', '_' and '.', a letter or digit first and last.
+pub(super) fn label_value(text: &str) -> Result<(), String> {
+    let ends = [text.bytes().next(), text.bytes().last()];
+    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.len() <= 63
+        && text.bytes().all(is_known)
+        && ends.iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphanumeric()))
+    {
+        Ok(())
+    } else {
+        Err(format!("{} is no value of a label: want 1 to 63 letters, digits, '-', '_' and '.'", quote(text)))
+    }
+}
+
 /// An IANA service name (RFC 6335, section 5.1), which names a port of a container.
 pub(super) fn port_name(text: &str) -> Result<(), String> {
     let is_known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';

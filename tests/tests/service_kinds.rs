@@ -1,0 +1,270 @@
+//! Services of every kind as real clients see them: which backend answers, and which source it sees.
+//!
+//! ```text
+//!   outside -- router --+-- n1 -- pods a, b       every virtual IP is routed to n1
+//!                       +-- n2 -- pods c, d
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use shunt_common::{config::link_local::HAIRPIN, net::proto, verdict::DropReason};
+use shunt_lab::{
+    cluster::Endpoint,
+    lab::{Lab, eventually},
+    netns::Netns,
+    service::{PORT, PORTS, SOON, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
+    topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE},
+    traffic::echo::{Answer, TcpClient, UdpClient},
+};
+
+const NODE_PORT: u16 = 30_080;
+const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const LOAD_BALANCER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+const EXTERNAL_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
+
+/// The Service with fields of its spec beside those that all have.
+fn put_service(lab: &Lab, fields: &Value) -> Result<()> {
+    let ports: Vec<_> = PORTS
+        .iter()
+        .map(|port| {
+            let name = format!("{}-{PORT}", port.protocol.to_lowercase());
+            json!({ "name": name, "protocol": port.protocol, "port": PORT, "targetPort": TARGET, "nodePort": NODE_PORT })
+        })
+        .collect();
+    let mut spec = json!({
+        "type": "LoadBalancer", "clusterIP": CLUSTER_IP, "clusterIPs": [CLUSTER_IP], "externalIPs": [EXTERNAL_IP],
+        "selector": { "app": "web" }, "ports": ports,
+    });
+    if let (Some(spec), Some(fields)) = (spec.as_object_mut(), fields.as_object()) {
+        spec.extend(fields.clone());
+    }
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec,
+        "status": { "loadBalancer": { "ingress": [{ "ip": LOAD_BALANCER }] } },
+    });
+    lab.cluster.put("service-web.yaml", &[service])
+}
+
+/// Gives the Service endpoints; in force on every node when this returns.
+fn put_endpoints(lab: &Lab, endpoints: &[Endpoint], is_local: bool) -> Result<()> {
+    lab.cluster.put_endpoints("web", &PORTS, endpoints)?;
+    for node in &lab.nodes {
+        for number in [proto::TCP, proto::UDP] {
+            for (address, port) in [(CLUSTER_IP, PORT), (LOAD_BALANCER, PORT), (EXTERNAL_IP, PORT), (node.address(), NODE_PORT)]
+            {
+                let local = is_local && address != CLUSTER_IP;
+                let here = |endpoint: &&Endpoint| !local || endpoint.node == node.name;
+                let wanted: BTreeSet<_> = endpoints.iter().filter(here).map(|endpoint| endpoint.address).collect();
+                eventually(SOON, || {
+                    let rows = node.kernel()?.services()?;
+                    let row = rows.iter().find(|row| {
+                        (Ipv4Addr::from(row.key.addr), row.key.port.to_host(), row.key.proto) == (address, port, number)
+                    });
+                    let row = row.with_context(|| format!("{address}:{port} is not in the map of {}", node.name))?;
+                    let held: BTreeSet<_> = row.outside.iter().map(|row| Ipv4Addr::from(row.backend.addr)).collect();
+                    ensure!(held == wanted, "{address}:{port} on {} leads to {held:?}, not to {wanted:?}", node.name);
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A lab whose outside knows the way to virtual IPs.
+fn lab() -> Result<Lab> {
+    let lab = Lab::build(&PAIR)?;
+    let surroundings = lab.surroundings.as_ref().context("a router")?;
+    for range in ["10.96.0.0/24", "198.51.100.0/24"] {
+        surroundings.router.ip(&format!("route add {range} via {}", lab.node("n1").address()))?;
+        surroundings.outside.ip(&format!("route add {range} via {ROUTER_OUTSIDE}"))?;
+    }
+    Ok(lab)
+}
+
+/// What a client asks: each with whether `externalTrafficPolicy` is meant for it.
+fn frontends(lab: &Lab) -> [(&'static str, SocketAddrV4, bool); 4] {
+    [
+        ("ClusterIP", SocketAddrV4::new(CLUSTER_IP, PORT), false),
+        ("load balancer's IP", SocketAddrV4::new(LOAD_BALANCER, PORT), true),
+        ("externalIP", SocketAddrV4::new(EXTERNAL_IP, PORT), true),
+        ("NodePort", SocketAddrV4::new(lab.node("n1").address(), NODE_PORT), true),
+    ]
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// Pod a of n1.
+    Pod,
+    /// A process of n1.
+    Host,
+    /// Pod d of n2, which reaches n1 through the tunnel.
+    OtherPod,
+    /// A process of n2.
+    OtherHost,
+    /// A host outside.
+    Outside,
+}
+
+/// Who asks n1 at what, for all that is served by n1: another node serves virtual IPs to its own clients itself.
+fn asks(position: Position, kind: &str) -> bool {
+    match position {
+        Position::Pod | Position::Outside => true,
+        // Its own node port it reaches over `lo`, which is none of ours.
+        Position::Host => kind != "NodePort",
+        Position::OtherPod | Position::OtherHost => kind == "NodePort",
+    }
+}
+
+/// Some answers over TCP and UDP: which servers, and which sources they saw.
+fn answers(client: &Netns, to: SocketAddrV4, tries: usize) -> Result<(BTreeSet<String>, BTreeSet<Ipv4Addr>)> {
+    let all: Vec<Answer> = (0..tries).flat_map(|_| [tcp_answer(client, to), udp_answer(client, to)]).collect::<Result<_>>()?;
+    Ok((all.iter().map(|answer| answer.server.clone()).collect(), all.iter().map(|answer| *answer.peer.ip()).collect()))
+}
+
+#[test]
+fn every_kind_position_and_policy_has_its_backends_and_its_source() -> Result<()> {
+    let lab = lab()?;
+    let (a, b, c, d) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?, lab.pod("n2", "d")?);
+    let (n1, n2) = (lab.node("n1"), lab.node("n2"));
+    let _servers =
+        (serve_pod(&b)?, serve_pod(&c)?, serve(&n1.netns, n1.address(), "n1")?, serve(&n2.netns, n2.address(), "n2")?);
+    let clients = [
+        (Position::Pod, &a.netns, a.address),
+        (Position::Host, &n1.netns, n1.address()),
+        (Position::OtherPod, &d.netns, d.address),
+        (Position::OtherHost, &n2.netns, n2.address()),
+        (Position::Outside, lab.outside(), OUTSIDE),
+    ];
+    let here = |name: &str| name == "b" || name == "n1";
+    let backends = [("b", b.address, "n1"), ("c", c.address, "n2"), ("n1", n1.address(), "n1"), ("n2", n2.address(), "n2")];
+    for (policy, is_local) in [("Cluster", false), ("Local", true)] {
+        put_service(&lab, &json!({ "externalTrafficPolicy": policy }))?;
+        for names in [&["b"][..], &["c"], &["n1"], &["n2"], &["b", "c"], &[]] {
+            let chosen = backends.iter().filter(|(name, ..)| names.contains(name));
+            let endpoints: Vec<_> = chosen.map(|(_, address, node)| Endpoint::ready(*address, node)).collect();
+            put_endpoints(&lab, &endpoints, is_local)?;
+            for (kind, to, has_policy) in frontends(&lab) {
+                for (position, client, address) in clients {
+                    if !asks(position, kind) {
+                        continue;
+                    }
+                    let what = || format!("{position:?} -> {kind} of {names:?}, policy {policy}");
+                    let is_guest = !matches!(position, Position::Pod | Position::Host);
+                    let limited = is_local && has_policy && is_guest;
+                    let serving: BTreeSet<String> =
+                        names.iter().filter(|name| !limited || here(name)).map(|name| (*name).to_owned()).collect();
+                    if names.is_empty() {
+                        refused(client, to).with_context(what)?;
+                        continue;
+                    }
+                    if serving.is_empty() {
+                        // Silence takes its time: one position stands for all.
+                        if position == Position::Outside {
+                            let before = n1.drops(DropReason::NoLocalEndpoints)?;
+                            ensure!(tcp_answer(client, to).is_err(), "{} was answered", what());
+                            ensure!(n1.drops(DropReason::NoLocalEndpoints)? > before, "{}: not counted", what());
+                        }
+                        continue;
+                    }
+                    let tries = if serving.len() > 1 { 12 } else { 1 };
+                    let (servers, sources) = answers(client, to, tries).with_context(what)?;
+                    ensure!(servers == serving, "{}: answered by {servers:?}", what());
+                    let source = match position {
+                        Position::Pod => address,
+                        // Towards a process of the node itself that is the only way back through us.
+                        _ if names == ["n1"] => Ipv4Addr::from(HAIRPIN),
+                        _ if limited => address,
+                        _ => n1.address(),
+                    };
+                    ensure!(sources == BTreeSet::from([source]), "{}: it saw {sources:?}, not {source}", what());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn large_transfers_from_outside_go_both_ways() -> Result<()> {
+    let lab = lab()?;
+    let (b, c, d) = (lab.pod("n1", "b")?, lab.pod("n2", "c")?, lab.pod("n2", "d")?);
+    let _servers = (serve_pod(&b)?, serve_pod(&c)?);
+    for pod in [&b, &c] {
+        put_service(&lab, &json!({}))?;
+        put_endpoints(&lab, &[Endpoint::ready(pod.address, &pod.node)], false)?;
+        // Out of the tunnel and into it again.
+        let at_n1 = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
+        TcpClient::connect(&d.netns, at_n1)?.exchange(&vec![7; 2 << 20])?;
+        for (_, to, _) in frontends(&lab) {
+            TcpClient::connect(lab.outside(), to)?.exchange(&vec![7; 2 << 20])?;
+            // In two fragments on the way there and back. The tunnel carries none of an underlay's full size.
+            if pod.node == "n1" {
+                let client = UdpClient::bind(lab.outside(), 0)?;
+                client.ask(to, &[9; 2000]).with_context(|| format!("2,000 bytes to {to}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_stays_with_one_backend_while_its_service_wants_that() -> Result<()> {
+    let lab = lab()?;
+    let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
+    let _servers = (serve_pod(&b)?, serve_pod(&c)?);
+    let endpoints = [&b, &c].map(|pod| Endpoint::ready(pod.address, &pod.node));
+    put_service(&lab, &json!({ "sessionAffinity": "ClientIP" }))?;
+    put_endpoints(&lab, &endpoints, false)?;
+    let clients = [(Position::Pod, &a.netns), (Position::Host, &lab.node("n1").netns), (Position::Outside, lab.outside())];
+    for (position, client) in clients {
+        let mut all = BTreeSet::new();
+        for (kind, to, _) in frontends(&lab) {
+            if asks(position, kind) {
+                all.extend(answers(client, to, 15)?.0);
+            }
+        }
+        ensure!(all.len() == 1, "{position:?}: all ports of all kinds are one Service's, but {all:?} answered");
+    }
+    // The backend that the outside has leaves.
+    let to = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
+    let (first, _) = answers(lab.outside(), to, 1)?;
+    let left: Vec<_> =
+        endpoints.iter().filter(|endpoint| !first.contains(if endpoint.address == b.address { "b" } else { "c" })).collect();
+    put_endpoints(&lab, &left.into_iter().cloned().collect::<Vec<_>>(), false)?;
+    let (second, _) = answers(lab.outside(), to, 3)?;
+    ensure!(first.is_disjoint(&second), "{first:?} is gone, {second:?} answered");
+    // Switched off while it lives.
+    put_service(&lab, &json!({}))?;
+    put_endpoints(&lab, &endpoints, false)?;
+    eventually(SOON, || {
+        let (both, _) = answers(lab.outside(), to, 20)?;
+        ensure!(both.len() == 2, "{both:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn source_ranges_keep_others_from_the_load_balancers_address_alone() -> Result<()> {
+    let lab = lab()?;
+    let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
+    let _server = serve_pod(&b)?;
+    put_service(&lab, &json!({ "loadBalancerSourceRanges": [format!("{OUTSIDE}/32")] }))?;
+    put_endpoints(&lab, &[Endpoint::ready(b.address, "n1")], false)?;
+    let to = SocketAddrV4::new(LOAD_BALANCER, PORT);
+    answers(lab.outside(), to, 1)?;
+    let n1 = lab.node("n1");
+    for client in [&a.netns, &n1.netns] {
+        let before = n1.drops(DropReason::SourceNotAllowed)?;
+        ensure!(tcp_answer(client, to).is_err() && udp_answer(client, to).is_err(), "{} was let in", client.name());
+        ensure!(n1.drops(DropReason::SourceNotAllowed)? >= before + 2);
+        answers(client, SocketAddrV4::new(CLUSTER_IP, PORT), 1)?;
+    }
+    Ok(())
+}
