@@ -24,8 +24,8 @@ pub const TARGET: u16 = 8080;
 pub const PORT: u16 = 80;
 /// TCP and UDP, as every Service has them.
 pub const PORTS: [Port; 2] = [Port::tcp(PORT, TARGET), Port::udp(PORT, TARGET)];
-/// A change of the cluster's state is in force by then, on a busy machine too.
-pub const SOON: Duration = Duration::from_secs(5);
+/// A change of the cluster's state is in force by then, on a busy machine and after a watch's back-off (30 s at most) too.
+pub const SOON: Duration = Duration::from_secs(40);
 
 /// A Service of the lab's cluster.
 #[derive(Debug)]
