@@ -162,6 +162,13 @@ pub mod node_ports {
     pub const WORDS: u32 = 65_536 / PORTS;
     /// TCP, UDP and SCTP.
     pub const PROTOCOLS: u32 = 3;
+
+    /// The ports that a word of the map tells of, whatever their protocol.
+    pub fn of_word(index: u32, word: u64) -> impl Iterator<Item = u16> {
+        let first = index % WORDS * PORTS;
+        // `WORDS` words of `PORTS` are the ports that there are.
+        (0..PORTS).filter(move |bit| word >> bit & 1 != 0).map(move |bit| (first + bit) as u16)
+    }
 }
 
 /// Index and bit in `NODE_PORTS` of a port; `None` if the protocol has no ports that a Service could have.
@@ -190,6 +197,11 @@ mod tests {
         assert_eq!(bit(proto::UDP, 30_000), Some((1024 + 468, 1 << 48)));
         assert_eq!(bit(proto::SCTP, 65_535), Some((3071, 1 << 63)));
         assert_eq!(bit(proto::ICMP, 1), None);
+        for (proto, port) in [(proto::TCP, 0), (proto::UDP, 30_000), (proto::SCTP, 65_535)] {
+            let (index, word) = bit(proto, port).unwrap();
+            assert!(node_ports::of_word(index, word).eq([port]));
+        }
+        assert!(node_ports::of_word(1, 0b101).eq([64, 66]));
     }
 
     #[test]

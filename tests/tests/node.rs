@@ -173,6 +173,42 @@ fn settings_are_explained_kept_and_put_back() -> Result<()> {
 }
 
 #[test]
+fn node_ports_are_given_to_no_socket_that_asks_for_any() -> Result<()> {
+    const KEY: &str = "ipv4/ip_local_reserved_ports";
+    let mut lab = Lab::wired(&PAIR)?;
+    let reserved = |lab: &Lab, wanted: &str| {
+        let held = sysctl(&lab.node("n1").netns, KEY)?;
+        ensure!(held == wanted, "{held:?} is reserved, not {wanted:?}");
+        Ok(())
+    };
+    let put = |lab: &Lab, ports: &[u16]| {
+        let ports: Vec<_> =
+            ports.iter().map(|port| json!({ "name": format!("p{port}"), "port": port, "nodePort": port })).collect();
+        let spec = json!({ "type": "NodePort", "clusterIP": "10.96.0.210", "clusterIPs": ["10.96.0.210"], "ports": ports });
+        let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
+        lab.cluster.put("service-web.yaml", &[service])
+    };
+    lab.node("n1").netns.sysctl(KEY, "5000")?;
+    put(&lab, &[30_080])?;
+    lab.node_mut("n1").start_agent()?;
+    lab.node("n1").wait_ready()?;
+    reserved(&lab, "5000,30080")?;
+    put(&lab, &[30_081, 30_080])?;
+    eventually(SOON, || reserved(&lab, "5000,30080-30081"))?;
+    // Whoever doesn't know of ours writes over them, and what else they write stays.
+    lab.node("n1").netns.sysctl(KEY, "6000")?;
+    eventually(MENDED, || reserved(&lab, "6000,30080-30081"))?;
+    lab.node_mut("n1").kill_agent()?;
+    put(&lab, &[30_081])?;
+    lab.node_mut("n1").start_agent()?;
+    eventually(SOON, || reserved(&lab, "6000,30081"))?;
+    lab.node("n1").wait_ready()?;
+    lab.node_mut("n1").stop_agent()?;
+    lab.node("n1").cleanup()?;
+    reserved(&lab, "6000")
+}
+
+#[test]
 fn a_new_pod_range_is_for_new_pods_and_old_ones_stay_reachable_here() -> Result<()> {
     let lab = Lab::build(&PAIR)?;
     let (a, b) = (lab.pod("n1", "a")?, lab.pod("n2", "b")?);

@@ -164,7 +164,12 @@ fn word(subject: Subject) -> Option<&'static str> {
         Subject::PodRange => Some("PodRangeUnusable"),
         Subject::Pods => Some("PodsNotRestored"),
         Subject::Installation => Some("CNINotInstalled"),
-        Subject::Source | Subject::Takeover | Subject::Sweeper | Subject::Http | Subject::Announcement => None,
+        Subject::Source
+        | Subject::Takeover
+        | Subject::Sweeper
+        | Subject::Http
+        | Subject::ReservedPorts
+        | Subject::Announcement => None,
     }
 }
 

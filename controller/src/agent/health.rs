@@ -57,6 +57,8 @@ subjects! {
     Http = "http", Besides;
     /// The CNI plugin and its configuration.
     Installation = "installation", Withholds;
+    /// Keeping node ports from sockets that ask for any port.
+    ReservedPorts = "reserved_ports", Besides;
     /// Telling the cluster of this node.
     Announcement = "announcement", Besides;
 }

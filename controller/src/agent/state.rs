@@ -2,6 +2,7 @@
 
 mod facts;
 mod outside;
+mod reservation;
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,7 @@ use crate::{
 };
 
 pub(super) use self::facts::Facts;
+use self::reservation::Reservation;
 use super::{
     dataplane::{Dataplane, Found, OwnNode},
     health::{Health, Subject},
@@ -70,6 +72,7 @@ pub(super) struct State {
     options: AgentOptions,
     dir: PinDir,
     ipam: Ipam,
+    reservation: Reservation,
     record: Record,
     takeover: Takeover,
     health: Health,
@@ -101,6 +104,7 @@ impl State {
             dir: PinDir::new(&options.pin_dir),
             options,
             ipam,
+            reservation: Reservation::new(record.clone()),
             record,
             takeover,
             health: Health::default(),
@@ -188,7 +192,16 @@ impl State {
         }
         self.reconcile();
         self.adopt_late_pods();
+        self.reservation.look_again();
+        self.reserve_node_ports();
         self.note_problems();
+    }
+
+    /// Keeps the ports of Services from sockets of the node.
+    fn reserve_node_ports(&mut self) {
+        let Some(up) = &self.up else { return };
+        let outcome = self.reservation.keep(up.sync.node_ports());
+        self.health.set(Subject::ReservedPorts, &outcome);
     }
 
     /// Reads back what the kernel holds and mends it.
@@ -391,6 +404,7 @@ impl State {
         self.instruments.synced(Duration::from_micros(report.duration_us), report.steps, SystemTime::now());
         tracing::debug!(steps = report.steps, duration_us = report.duration_us, "cluster state is in force");
         self.last_sync = Some(report);
+        self.reserve_node_ports();
         self.tell(Happening::Synced(report));
     }
 

@@ -1,6 +1,6 @@
 //! Cluster state into force: compile, diff, carry out.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use ipnet::Ipv4Net;
 
@@ -101,6 +101,11 @@ impl Sync {
     /// Each map with the entries in use, pods' excepted, and those that fit; nothing while that is not certain.
     pub(super) fn fill(&self) -> impl Iterator<Item = (&'static str, u32, u32)> {
         self.differ.iter().flat_map(Differ::fill)
+    }
+
+    /// `NODE_PORTS` as it should be: ports that are a Service's, a bit each.
+    pub(super) fn node_ports(&self) -> &BTreeMap<u32, u64> {
+        &self.compiler.desired().node_ports
     }
 
     /// Frontends, and backends of all groups that they share.

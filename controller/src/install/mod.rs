@@ -3,6 +3,7 @@
 
 pub mod conflist;
 pub mod plugin;
+pub mod reserved_ports;
 pub mod settings;
 
 mod record;

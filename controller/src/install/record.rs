@@ -70,6 +70,19 @@ impl Record {
         })
     }
 
+    /// The same for a setting that others change too: what it would be without us may be another each time.
+    pub(super) fn replace_setting(&self, key: &str, before: &str, set: &str) -> Result<(), DiskError> {
+        self.change(|content| {
+            content.settings.insert(key.to_owned(), Setting { before: before.to_owned(), set: set.to_owned() });
+        })
+    }
+
+    /// What a setting was before us, and what we made of it.
+    pub(super) fn setting(&self, key: &str) -> Option<(String, String)> {
+        let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        content.settings.get(key).map(|setting| (setting.before.clone(), setting.set.clone()))
+    }
+
     /// Writes down that a file is about to be made.
     pub(super) fn note_file(&self, path: &Path) -> Result<(), DiskError> {
         self.change(|content| {
