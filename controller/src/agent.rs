@@ -10,6 +10,7 @@ mod dataplane;
 mod drop_log;
 mod handler;
 mod health;
+mod health_checks;
 mod installation;
 mod observe;
 mod pods;
@@ -29,7 +30,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::{handler::Requests, observe::Observer, pulse::Pulse, state::State, takeover::Takeover};
+use self::{handler::Requests, health_checks::Answers, observe::Observer, pulse::Pulse, state::State, takeover::Takeover};
 use crate::{
     cluster::{ConnectError, OpenError, Origin, Source},
     config::AgentOptions,
@@ -147,12 +148,14 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     let installer = Installer::new(dirs, &options.run_dir, record.clone());
     let state = State::new(options, ipam, record, takeover, source.watch_receptions(), instruments.clone());
     let (facts, announced) = (state.facts(), state.facts());
+    let answers = Answers { checks: state.health_checks(), facts: state.facts(), pulse: pulse.clone() };
     let state = Arc::new(Mutex::new(state));
     let (teller, ending) = ending();
     let http = http_listen.map(|address| {
         let observer = Observer::new(state.clone(), instruments.clone(), pulse.clone(), dir.clone());
         tokio::spawn(observe::serve(address, observer, ending.clone()))
     });
+    let checks = tokio::spawn(health_checks::serve(answers, state.clone(), ending.clone()));
     // Devices are watched before they are looked at, so that nothing is missed in between.
     let (sender, device_changes) = mpsc::channel(64);
     let watch = tokio::spawn(async move {
@@ -184,18 +187,18 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     background.iter().for_each(JoinHandle::abort);
     teller.tell();
     tokio::select! {
-        () = end_in_order(requests, http) => Ok(()),
+        () = end_in_order(requests, http.into_iter().chain([checks])) => Ok(()),
         () = signals.next() => Err(AgentError::Hurried),
     }
 }
 
-/// Waits for requests under way, and for the answers about health and metrics last.
-async fn end_in_order(mut requests: JoinHandle<()>, http: Option<JoinHandle<()>>) {
+/// Waits for requests under way, and for the answers over HTTP last.
+async fn end_in_order(mut requests: JoinHandle<()>, http: impl Iterator<Item = JoinHandle<()>>) {
     if tokio::time::timeout(GRACE, &mut requests).await.is_err() {
         tracing::warn!("requests are still under way after {} s and are cut off: the runtime will ask again", GRACE.as_secs());
     }
-    if let Some(http) = http {
-        // It bounds its own end.
+    for http in http {
+        // Each bounds its own end.
         let _ = http.await;
     }
 }

@@ -64,7 +64,8 @@ fn server(limits: Limits) -> Server {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (teller, ending) = ending();
-    let task = runtime.spawn(http::serve(listener, fake.clone(), limits, ending));
+    let site = fake.clone();
+    let task = runtime.spawn(http::serve(listener, move |request| http::answer(request, site.clone()), limits, ending));
     Server { fake, address, teller, task, runtime }
 }
 

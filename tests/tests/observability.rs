@@ -6,8 +6,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -35,21 +34,18 @@ use shunt_lab::{
     node::Node,
     service::{PORTS, SOON},
     topology::PAIR,
-    traffic::packet::{send_ipv4, udp},
+    traffic::{
+        http,
+        packet::{send_ipv4, udp},
+    },
 };
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9466);
 
 /// Status code and body.
 fn get(netns: &Netns, path: &str, accept: &str) -> Result<(u16, String)> {
-    let mut stream = netns.inside(|| TcpStream::connect_timeout(&LISTEN, SOON))?;
-    stream.set_read_timeout(Some(SOON))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: n1\r\nConnection: close\r\nAccept: {accept}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| head.to_owned())?;
-    Ok((code, body.to_owned()))
+    let answer = http::get(netns, LISTEN, path, &format!("Accept: {accept}\r\n"))?;
+    Ok((answer.code, answer.body))
 }
 
 fn metrics(node: &Node) -> Result<String> {

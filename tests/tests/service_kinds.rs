@@ -7,19 +7,23 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use shunt_common::{config::link_local::HAIRPIN, net::proto, verdict::DropReason};
 use shunt_lab::{
     cluster::Endpoint,
     lab::{Lab, eventually},
     netns::Netns,
+    node::Node,
     service::{PORT, PORTS, SOON, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE},
-    traffic::echo::{Answer, TcpClient, UdpClient},
+    traffic::{
+        echo::{Answer, TcpClient, UdpClient},
+        http,
+    },
 };
 
 const NODE_PORT: u16 = 30_080;
@@ -267,4 +271,88 @@ fn source_ranges_keep_others_from_the_load_balancers_address_alone() -> Result<(
         answers(client, SocketAddrV4::new(CLUSTER_IP, PORT), 1)?;
     }
     Ok(())
+}
+
+/// Asks a node for the health of the Service, as its load balancer does, until it hears as many endpoints as there should be.
+fn expect_health(client: &Netns, node: &Node, port: u16, endpoints: u32) -> Result<()> {
+    let at = SocketAddr::from((node.address(), port));
+    let answer = eventually(SOON, || {
+        let answer = http::get(client, at, "/", "")?;
+        let weight = answer.header("x-load-balancing-endpoint-weight");
+        ensure!(weight == Some(&*endpoints.to_string()), "{} says {answer:?}", node.name);
+        Ok(answer)
+    })?;
+    let body = json!({
+        "service": { "namespace": "default", "name": "web" }, "localEndpoints": endpoints, "serviceProxyHealthy": true,
+    });
+    ensure!(serde_json::from_str::<Value>(&answer.body)? == body, "{answer:?}");
+    ensure!(answer.code == if endpoints > 0 { 200 } else { 503 }, "{answer:?}");
+    ensure!(answer.header("x-content-type-options") == Some("nosniff"), "{answer:?}");
+    ensure!(answer.header("content-type") == Some("application/json"), "{answer:?}");
+    Ok(())
+}
+
+fn health_is_gone(client: &Netns, node: &Node, port: u16) -> Result<()> {
+    eventually(SOON, || {
+        let answer = http::get(client, SocketAddr::from((node.address(), port)), "/", "");
+        ensure!(answer.is_err(), "{} answers still: {answer:?}", node.name);
+        Ok(())
+    })
+}
+
+#[test]
+fn load_balancers_hear_which_nodes_have_endpoints() -> Result<()> {
+    const HEALTH: u16 = 32_100;
+    let lab = lab()?;
+    let (n1, n2) = (lab.node("n1"), lab.node("n2"));
+    let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
+    put_service(&lab, &json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": HEALTH }))?;
+    let both = [a.address, b.address].map(|address| Endpoint::ready(address, "n1"));
+    put_endpoints(&lab, &both, true)?;
+    for client in [lab.outside(), &n1.netns, &n2.netns, &a.netns] {
+        expect_health(client, n1, HEALTH, 2)?;
+        expect_health(client, n2, HEALTH, 0)?;
+    }
+    lab.cluster.put_endpoints("web", &PORTS, &both[..1])?;
+    expect_health(lab.outside(), n1, HEALTH, 1)?;
+    // It is still used, but nobody new should be sent to it.
+    lab.cluster.put_endpoints("web", &PORTS, &[Endpoint::terminating(a.address, "n1")])?;
+    expect_health(lab.outside(), n1, HEALTH, 0)?;
+    put_service(&lab, &json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": HEALTH + 1 }))?;
+    expect_health(lab.outside(), n1, HEALTH + 1, 0)?;
+    health_is_gone(lab.outside(), n1, HEALTH)?;
+    lab.cluster.remove("service-web.yaml")?;
+    health_is_gone(lab.outside(), n1, HEALTH + 1)?;
+    health_is_gone(lab.outside(), n2, HEALTH + 1)
+}
+
+#[test]
+fn a_health_port_that_another_has_is_told_of_and_heals() -> Result<()> {
+    const HEALTH: u16 = 32_100;
+    let lab = lab()?;
+    let (n1, n2) = (lab.node("n1"), lab.node("n2"));
+    let at = SocketAddr::from((n1.address(), HEALTH));
+    let squatter = n1.netns.inside(|| TcpListener::bind(at))?;
+    let b = lab.pod("n1", "b")?;
+    let _server = serve_pod(&b)?;
+    put_service(&lab, &json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": HEALTH }))?;
+    put_endpoints(&lab, &[Endpoint::ready(b.address, "n1")], true)?;
+    eventually(SOON, || {
+        let status = n1.status()?;
+        let [problem] = &status.problems[..] else { bail!("{:?}", status.problems) };
+        let text = problem.to_string();
+        ensure!(text.starts_with(&format!("Service default/web: spec.healthCheckNodePort: {at} ")), "{text}");
+        ensure!(text.contains("in use"), "{text}");
+        Ok(())
+    })?;
+    expect_health(lab.outside(), n2, HEALTH, 0)?;
+    let to = SocketAddrV4::new(n1.address(), NODE_PORT);
+    ensure!(answers(lab.outside(), to, 1)?.0 == BTreeSet::from(["b".to_owned()]), "the Service itself is served");
+    drop(squatter);
+    expect_health(lab.outside(), n1, HEALTH, 1)?;
+    eventually(SOON, || {
+        let problems = n1.status()?.problems;
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
+    })
 }

@@ -130,5 +130,5 @@ pub(super) async fn serve(address: SocketAddr, observer: Observer, mut ending: E
             () = ending.told() => return,
         }
     };
-    http::serve(listener, observer, http::Limits::default(), ending).await;
+    http::serve(listener, move |request| http::answer(request, observer.clone()), http::Limits::default(), ending).await;
 }

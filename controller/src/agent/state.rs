@@ -36,6 +36,7 @@ use self::reservation::Reservation;
 use super::{
     dataplane::{Dataplane, Found, OwnNode},
     health::{Health, Subject},
+    health_checks::HealthChecks,
     pods::{self, Attached},
     sync::Sync,
     takeover::Takeover,
@@ -87,6 +88,9 @@ pub(super) struct State {
     events: broadcast::Sender<MonitorEvent>,
     instruments: Arc<Instruments>,
     facts: watch::Sender<Facts>,
+    health_checks: watch::Sender<HealthChecks>,
+    /// Health checks that nobody can ask for.
+    mute: Vec<Problem>,
     /// What an operator should know of the CNI installation.
     installation: Vec<String>,
 }
@@ -118,6 +122,8 @@ impl State {
             events: broadcast::Sender::new(BACKLOG),
             instruments,
             facts: watch::Sender::default(),
+            health_checks: watch::Sender::default(),
+            mute: Vec::new(),
             installation: Vec::new(),
         }
     }
@@ -142,6 +148,19 @@ impl State {
     pub(super) fn note(&mut self, subject: Subject, outcome: &Result<(), impl std::error::Error>) {
         self.health.set(subject, outcome);
         self.publish();
+    }
+
+    /// What load balancers are to be told, now and whenever a port comes or goes.
+    pub(super) fn health_checks(&self) -> watch::Receiver<HealthChecks> {
+        self.health_checks.subscribe()
+    }
+
+    /// Health checks that nobody can ask for.
+    pub(super) fn note_mute_health_checks(&mut self, problems: Vec<Problem>) {
+        if self.mute != problems {
+            self.mute = problems;
+            self.note_problems();
+        }
     }
 
     /// Follows a change of the cluster state.
@@ -299,7 +318,7 @@ impl State {
             node_port_addresses: self.options.config.node_port_addresses.clone(),
             load_balancer: self.options.config.load_balancer,
         };
-        let mut sync = Sync::new(view, model);
+        let mut sync = Sync::new(view, model, self.health_checks.clone());
         let actual = dataplane.kernel.read_back()?;
         let survivors = pods::survivors(dataplane.kernel.netlink(), self.ipam.pods().values())?;
         pods::restore(&mut dataplane, &survivors, &actual.addresses)?;
@@ -372,6 +391,7 @@ impl State {
         let mut problems = self.remarks.problems.clone();
         problems.extend(self.up.iter().flat_map(|up| up.sync.problems()));
         problems.extend(self.pods_left_outside());
+        problems.extend_from_slice(&self.mute);
         problems.sort();
         problems.dedup();
         self.note_pod_range();

@@ -1,9 +1,14 @@
 //! Cluster state into force: compile, diff, carry out.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use ipnet::Ipv4Net;
+use tokio::sync::watch;
 
+use super::health_checks::HealthChecks;
 use crate::{
     compile::{Compiler, NodeView, desired::Patch},
     diff::{Capacities, Differ, Plan},
@@ -25,20 +30,26 @@ pub(super) struct Sync {
     compiler: Compiler,
     /// `None` when carrying out has failed and it is not certain any more what the kernel holds.
     differ: Option<Differ>,
+    /// What load balancers are told: what the kernel holds, and never before it does.
+    health_checks: watch::Sender<HealthChecks>,
+    /// Ports of those that have changed since.
+    untold: BTreeSet<u16>,
 }
 
 impl Sync {
     /// The aim for a node, with nothing carried out yet.
-    pub(super) fn new(view: NodeView, model: &Model) -> Self {
+    pub(super) fn new(view: NodeView, model: &Model, health_checks: watch::Sender<HealthChecks>) -> Self {
         let mut compiler = Compiler::new(view);
-        compiler.update(model, &Changes::all(model));
-        Self { compiler, differ: None }
+        let mut untold = compiler.update(model, &Changes::all(model)).health_checks;
+        untold.extend(health_checks.borrow().ports());
+        Self { compiler, differ: None, health_checks, untold }
     }
 
     /// Follows a change of the cluster.
     pub(super) fn follow(&mut self, model: &Model, changes: &Changes, kernel: &mut BpfKernel) -> Result<SyncReport, BpfError> {
         let start = Instant::now();
         let patch = self.compiler.update(model, changes);
+        self.untold.extend(&patch.health_checks);
         match self.differ.take() {
             Some(mut differ) => {
                 let plan = differ.plan(self.compiler.desired(), &patch);
@@ -77,8 +88,15 @@ impl Sync {
             plan = differ.plan(self.compiler.desired(), &Patch::default());
         }
         self.differ = Some(differ);
+        self.tell_balancers();
         let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(SyncReport { at_unix_ms: unix_ms(), duration_us, steps: steps as u64 })
+    }
+
+    fn tell_balancers(&mut self) {
+        let (addresses, desired) = (self.compiler.node_port_addresses(), &self.compiler.desired().health_checks);
+        let untold = std::mem::take(&mut self.untold);
+        self.health_checks.send_if_modified(|told| told.follow(addresses, desired, &untold));
     }
 
     /// Whether the kernel is known to hold what it should, as far as it fits.

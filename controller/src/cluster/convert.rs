@@ -219,14 +219,6 @@ impl ApiObject {
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         match self {
             Self::NetworkPolicy(_) => vec![("", "is accepted, but policies are not enforced yet")],
-            Self::Service(it)
-                if it.spec.as_ref().and_then(|spec| spec.health_check_node_port).is_some_and(|port| port != 0) =>
-            {
-                vec![(
-                    "spec.healthCheckNodePort",
-                    "is accepted, but nobody answers on that port yet: a load balancer that asks it finds no node",
-                )]
-            }
             _ => Vec::new(),
         }
     }

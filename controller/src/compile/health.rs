@@ -1,4 +1,5 @@
-//! What load balancers are told about Services that keep outside traffic on the node (`healthCheckNodePort`): the data, not the server.
+//! What load balancers are told about Services that keep outside traffic on the node (`healthCheckNodePort`): the data, not the server
+//! (`http/health_check.rs` words it, `agent/health_checks.rs` listens).
 
 use crate::model::ObjectName;
 

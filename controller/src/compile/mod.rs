@@ -165,6 +165,12 @@ impl Compiler {
         &self.desired
     }
 
+    /// Where on this node node ports are, and what goes with them.
+    #[must_use]
+    pub fn node_port_addresses(&self) -> &BTreeSet<Ip4> {
+        &self.node_port_addresses
+    }
+
     /// Why a pod range of this node is not believed, if it is not.
     #[must_use]
     pub fn refusal_of_own_range(&self, range: Ipv4Net) -> Option<&Problem> {

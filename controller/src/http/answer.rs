@@ -1,6 +1,6 @@
 //! The three pages and everything else's refusal.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use http_body_util::Full;
 use hyper::{
@@ -30,23 +30,21 @@ pub trait Site: Send + Sync + 'static {
     fn metrics(&self, format: Format) -> impl Future<Output = Result<String, String>> + Send;
 }
 
-type Answer = Response<Full<Bytes>>;
+/// What is answered to any request.
+pub type Answer = Response<Full<Bytes>>;
 
 /// Answers one request. Bodies are not read.
-///
-/// # Errors
-/// None.
-pub async fn answer<S: Site, B>(request: Request<B>, site: Arc<S>) -> Result<Answer, Infallible> {
+pub async fn answer<S: Site, B>(request: Request<B>, site: Arc<S>) -> Answer {
     let path = request.uri().path();
     if !["/healthz", "/readyz", "/metrics"].contains(&path) {
-        return Ok(text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics".to_owned()));
+        return text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics".to_owned());
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD are answered here".to_owned());
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return Ok(answer);
+        return answer;
     }
-    Ok(match path {
+    match path {
         "/healthz" => match site.alive().await {
             Ok(()) => text(StatusCode::OK, "ok".to_owned()),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
@@ -59,7 +57,7 @@ pub async fn answer<S: Site, B>(request: Request<B>, site: Arc<S>) -> Result<Ans
                 Err(reason) => text(StatusCode::INTERNAL_SERVER_ERROR, reason),
             }
         }
-    })
+    }
 }
 
 fn readiness(readiness: Readiness) -> Answer {
@@ -89,12 +87,12 @@ fn content_type(format: Format) -> &'static str {
     }
 }
 
-fn text(status: StatusCode, mut text: String) -> Answer {
+pub(super) fn text(status: StatusCode, mut text: String) -> Answer {
     text.push('\n');
     with_type(status, "text/plain; charset=utf-8", text)
 }
 
-fn with_type(status: StatusCode, content_type: &'static str, text: String) -> Answer {
+pub(super) fn with_type(status: StatusCode, content_type: &'static str, text: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -1,9 +1,9 @@
 //! Connections: few, short, and the newest first. Who is slow, silent or garbled, or comes in crowds, costs a bounded task and nothing
 //! else; a crowd pushes out its own oldest connections, so that a probe that comes now is answered now.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, future::Future, time::Duration};
 
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::answer::{Site, answer};
+use super::answer::Answer;
 use crate::ending::Ending;
 
 /// How patient the server is.
@@ -39,8 +39,12 @@ const HEAD: usize = 8192;
 /// Headers of a request.
 const HEADERS: usize = 64;
 
-/// Serves until it is told to end, then ends each connection with the answer under way.
-pub async fn serve<S: Site>(listener: TcpListener, site: Arc<S>, limits: Limits, mut ending: Ending) {
+/// Serves until it is told to end, then ends each connection with the answer under way. `answer` is called concurrently.
+pub async fn serve<F, A>(listener: TcpListener, answer: F, limits: Limits, mut ending: Ending)
+where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Answer> + Send + 'static,
+{
     let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
@@ -55,11 +59,11 @@ pub async fn serve<S: Site>(listener: TcpListener, site: Arc<S>, limits: Limits,
                         oldest.abort();
                     }
                 }
-                connections.push_back(tokio::spawn(converse(stream, site.clone(), limits, ending.clone())));
+                connections.push_back(tokio::spawn(converse(stream, answer.clone(), limits, ending.clone())));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: accepting again at once would spin.
-                tracing::debug!(%error, "cannot accept a connection for health and metrics");
+                tracing::debug!(%error, "cannot accept a connection of an HTTP client");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -71,8 +75,15 @@ pub async fn serve<S: Site>(listener: TcpListener, site: Arc<S>, limits: Limits,
     }
 }
 
-async fn converse<S: Site>(stream: TcpStream, site: Arc<S>, limits: Limits, mut ending: Ending) {
-    let service = service_fn(move |request| answer(request, site.clone()));
+async fn converse<F, A>(stream: TcpStream, answer: F, limits: Limits, mut ending: Ending)
+where
+    F: Fn(Request<Incoming>) -> A,
+    A: Future<Output = Answer>,
+{
+    let service = service_fn(move |request| {
+        let answer = answer(request);
+        async { Ok::<_, Infallible>(answer.await) }
+    });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD).max_headers(HEADERS);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -87,6 +98,6 @@ async fn converse<S: Site>(stream: TcpStream, site: Arc<S>, limits: Limits, mut 
         }
     };
     if let Err(error) = outcome {
-        tracing::trace!(%error, "a connection for health and metrics ended early");
+        tracing::trace!(%error, "a connection of an HTTP client ended early");
     }
 }

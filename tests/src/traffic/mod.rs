@@ -2,6 +2,7 @@
 
 pub mod echo;
 pub mod flood;
+pub mod http;
 pub mod iperf;
 pub mod packet;
 pub mod ping;

@@ -31,6 +31,14 @@ pub(in crate::agent) struct Facts {
     pub(in crate::agent) nodes: u64,
 }
 
+impl Facts {
+    /// Whether the node is a way to Services: the dataplane stands, and holds what the cluster says.
+    pub(in crate::agent) fn serves(&self) -> bool {
+        let is_well = |subject| !self.reasons.contains_key(&subject);
+        self.tunnel_end.is_some() && is_well(Subject::Dataplane) && is_well(Subject::Sync)
+    }
+}
+
 impl State {
     /// What is so, now and whenever it changes.
     pub(in crate::agent) fn facts(&self) -> watch::Receiver<Facts> {
