@@ -124,7 +124,8 @@ struct Batch {
 }
 
 impl Differ {
-    /// From what the kernel holds. Pods in it are nobody's business here.
+    /// From what the kernel holds. Pods in it are nobody's business here. Unless it holds nothing, [`reconcile`](Self::reconcile) comes
+    /// before the first [`plan`](Self::plan): it finds out whose is what was read back.
     #[must_use]
     pub fn new(actual: &Actual, capacities: Capacities) -> Self {
         let mut differ = Self {
@@ -185,7 +186,6 @@ impl Differ {
 
     /// Steps for the keys that a patch names.
     pub fn plan(&mut self, desired: &Desired, patch: &Patch) -> Plan {
-        self.adopt(desired);
         let mut patch = patch.clone();
         for refused in std::mem::take(&mut self.refused).into_keys() {
             match refused {
@@ -266,7 +266,8 @@ impl Differ {
         ];
         let again = !self.refused.is_empty() && released.contains(&true);
         let Batch { activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire, .. } = batch;
-        let steps = [activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire].concat();
+        let steps = [activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire];
+        let steps = steps.into_iter().flatten().collect();
         Plan { steps, again }
     }
 }
