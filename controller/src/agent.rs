@@ -21,6 +21,7 @@ mod takeover;
 
 use std::{
     io,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -114,9 +115,12 @@ pub fn run(options: AgentOptions) -> Result<(), AgentError> {
         .enable_all()
         .build()
         .map_err(system("start the runtime"))?;
-    let outcome = runtime.block_on(serve(options));
+    // On a thread of the runtime, not on this one: what comes from the API server is then taken up by whichever thread has read it, and
+    // no other is woken for it.
+    let outcome = runtime.block_on(runtime.spawn(serve(options)));
     runtime.shutdown_background();
-    outcome
+    // Nobody aborts it.
+    outcome.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 async fn serve(options: AgentOptions) -> Result<(), AgentError> {
@@ -207,8 +211,13 @@ async fn end_in_order(mut requests: JoinHandle<()>, http: impl Iterator<Item = J
 async fn follow(mut source: Source, mut devices: mpsc::Receiver<watch::Change>, state: &Mutex<State>, pulse: &Pulse) {
     let mut retry = RETRY;
     let mut due = next_check(&mut retry, &*state.lock().await);
+    // One timer for all turns: a new one for each would wake whoever waits for timers and sockets, to no purpose.
+    let mut timer = pin!(tokio::time::sleep_until(due.into()));
     loop {
         pulse.beat();
+        if timer.deadline() != due.into() {
+            timer.as_mut().reset(due.into());
+        }
         tokio::select! {
             changes = source.next() => {
                 let mut state = state.lock().await;
@@ -222,7 +231,7 @@ async fn follow(mut source: Source, mut devices: mpsc::Receiver<watch::Change>, 
                     due = due.min(Instant::now() + SETTLE);
                 }
             }
-            () = tokio::time::sleep_until(due.into()) => {
+            () = &mut timer => {
                 let mut state = state.lock().await;
                 state.check(&source);
                 due = next_check(&mut retry, &state);
