@@ -4,7 +4,11 @@
 //!   n1 (agent) -- 127.0.0.1:6443 (API server)
 //! ```
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -63,6 +67,24 @@ fn announced(server: &ApiServer, mac: &str, ip: &str) -> Result<()> {
     Ok(())
 }
 
+/// The node's status has a reason that says this.
+fn named(lab: &Lab, text: &str) -> Result<()> {
+    let reasons = lab.node("n1").status()?.reasons;
+    ensure!(reasons.iter().any(|reason| reason.contains("annotations and condition") && reason.contains(text)), "{reasons:?}");
+    Ok(())
+}
+
+/// The node's status has no reason at all.
+fn healthy(lab: &Lab) -> Result<()> {
+    let reasons = lab.node("n1").status()?.reasons;
+    ensure!(reasons.is_empty(), "{reasons:?}");
+    Ok(())
+}
+
+fn node_patches(server: &ApiServer) -> usize {
+    server.requests().iter().filter(|seen| seen.verb == "patch" && seen.resource == Resource::Nodes).count()
+}
+
 fn events(server: &ApiServer, reason: &str) -> Vec<Value> {
     server.all(Resource::Events).into_iter().filter(|event| event["reason"] == reason).collect()
 }
@@ -90,10 +112,8 @@ fn a_node_is_announced_once_it_is_up_and_kept_so() -> Result<()> {
         ensure!(!events(&server, "DataplaneUp").is_empty(), "no Event");
         Ok(())
     })?;
-    let of_node = |verb, resource| verb == "patch" && resource == Resource::Nodes;
-    let writes = || server.requests().iter().filter(|seen| of_node(seen.verb, seen.resource)).count();
     // Asking forgets: once at the start, once for each time that somebody else wrote.
-    ensure!(writes() == 3, "written more often than there was reason to");
+    ensure!(node_patches(&server) == 3, "written more often than there was reason to");
     lab.node_mut("n1").stop_agent()?;
     lab.node_mut("n1").start_agent()?;
     lab.node("n1").wait_ready()?;
@@ -101,7 +121,7 @@ fn a_node_is_announced_once_it_is_up_and_kept_so() -> Result<()> {
         ensure!(events(&server, "DataplaneUp").len() == 2, "the second agent has not told of itself");
         Ok(())
     })?;
-    ensure!(writes() == 0, "the Node was written again");
+    ensure!(node_patches(&server) == 0, "the Node was written again");
     announced(&server, &mac, "203.0.113.7")
 }
 
@@ -156,4 +176,82 @@ fn troubles_and_refusals_are_told_once_where_an_operator_looks() -> Result<()> {
     ensure!(events(&server, "Refused").len() == 1 && events(&server, "PodRangeUnusable").len() == 1);
     ensure!(events(&server, "Refused")[0].get("series").is_none_or(Value::is_null), "told twice");
     Ok(())
+}
+
+#[test]
+fn an_account_that_may_not_write_the_node_is_named_until_it_may() -> Result<()> {
+    let (mut lab, server) = scene()?;
+    let address = lab.node("n1").address();
+    let (mac, ip) = (lab.node("n1").vtep_mac(), address.to_string());
+    server.trouble(|trouble| trouble.forbidden_verbs = [("patch", Resource::Nodes)].into());
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    lab.node_mut("n1").start_agent()?;
+    eventually(TOLD, || named(&lab, r#"cannot patch resource "nodes/status""#))?;
+    ensure!(announced(&server, &mac, &ip).is_err(), "the Node was written");
+    server.trouble(|trouble| trouble.forbidden_verbs.clear());
+    eventually(TOLD, || announced(&server, &mac, &ip))?;
+    eventually(TOLD, || healthy(&lab))
+}
+
+#[test]
+fn who_is_forestalled_writes_the_node_again() -> Result<()> {
+    let (mut lab, server) = scene()?;
+    let address = lab.node("n1").address();
+    let (mac, ip) = (lab.node("n1").vtep_mac(), address.to_string());
+    server.trouble(|trouble| trouble.conflicts = [(Resource::Nodes, 2)].into());
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    lab.node_mut("n1").start_agent()?;
+    eventually(TOLD, || announced(&server, &mac, &ip))?;
+    eventually(TOLD, || healthy(&lab))?;
+    ensure!(node_patches(&server) == 3, "two writes are refused, and the third is the last");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_takes_too_long_over_the_node_is_named_until_it_answers() -> Result<()> {
+    let (mut lab, server) = scene()?;
+    let address = lab.node("n1").address();
+    let (mac, ip) = (lab.node("n1").vtep_mac(), address.to_string());
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    lab.node_mut("n1").start_agent()?;
+    eventually(TOLD, || announced(&server, &mac, &ip))?;
+
+    // Slow, but not too slow: there is nothing to be told.
+    server.trouble(|trouble| trouble.answer_after = Duration::from_secs(2));
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    eventually(TOLD, || announced(&server, &mac, &ip))?;
+    eventually(TOLD, || healthy(&lab))?;
+
+    // Streams that are open go on; what is asked gets no answer in time.
+    server.trouble(|trouble| trouble.answer_after = Duration::from_secs(3600));
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    eventually(TOLD * 2, || named(&lab, "took more than 20 s"))?;
+    server.trouble(|trouble| trouble.answer_after = Duration::ZERO);
+    // What was asked before that is waited for once more.
+    eventually(TOLD * 2, || announced(&server, &mac, &ip))?;
+    eventually(TOLD, || healthy(&lab))
+}
+
+#[test]
+fn streams_of_the_node_that_end_at_once_are_not_asked_for_without_pause() -> Result<()> {
+    let (mut lab, server) = scene()?;
+    let address = lab.node("n1").address();
+    let (mac, ip) = (lab.node("n1").vtep_mac(), address.to_string());
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    lab.node_mut("n1").start_agent()?;
+    eventually(TOLD, || announced(&server, &mac, &ip))?;
+    server.requests();
+    let start = Instant::now();
+    for _ in 0..40 {
+        server.end_streams();
+        sleep(Duration::from_millis(50));
+    }
+    let mut watches = server.requests();
+    watches.retain(|seen| seen.verb == "watch" && seen.resource == Resource::Nodes && seen.query.contains("metadata.name"));
+    // One a second, and one at each end of the time.
+    ensure!(!watches.is_empty() && watches.len() as u64 <= start.elapsed().as_secs() + 2, "{watches:#?}");
+
+    // It is followed on.
+    server.put(&node(address, Some("10.244.1.0/24")))?;
+    eventually(TOLD, || announced(&server, &mac, &ip))
 }

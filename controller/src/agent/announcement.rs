@@ -34,11 +34,14 @@ use super::{
     health::Subject,
     state::{Facts, State},
 };
-use crate::announce::{
-    WRITER,
-    news::{About, Chronicle, News, Present},
-    node,
-    pace::Pace,
+use crate::{
+    announce::{
+        WRITER,
+        news::{About, Chronicle, News, Present},
+        node,
+        pace::Pace,
+    },
+    cluster,
 };
 
 /// Between looks at what there is to tell of while nothing changes: what found no room in the budget comes then.
@@ -62,8 +65,8 @@ enum WriteError {
 /// Keeps the annotations and the condition of this node's Node for as long as the agent runs. Followed by a watch of this one object,
 /// so that what others make of it is put right at once; how often at most, [`Pace`] says.
 pub(super) async fn keep_node(client: Client, name: String, mut facts: watch::Receiver<Facts>, state: Arc<Mutex<State>>) {
-    let nodes: Api<Node> = Api::all(client);
-    let mut events = pin!(follow(nodes.clone(), &name));
+    let nodes: Api<Node> = Api::all(client.clone());
+    let mut events = pin!(follow(Api::all(cluster::paced(&client)), &name));
     let mut present: Option<Node> = None;
     let mut pace = Pace::default();
     loop {

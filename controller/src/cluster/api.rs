@@ -7,6 +7,7 @@ mod client;
 mod follow;
 mod line;
 mod objects;
+mod pace;
 mod raw;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -26,6 +27,7 @@ use tokio::{
 };
 
 pub(super) use self::client::{in_cluster, of_kubeconfig};
+pub(crate) use self::pace::paced;
 pub use self::{
     client::ConnectError,
     line::{Failure, Reception, Receptions},

@@ -11,6 +11,7 @@ mod kind;
 mod source;
 mod store;
 
+pub(crate) use api::paced;
 pub use api::{ApiSource, ConnectError, Failure, Reception, Receptions};
 pub use files::{FileSource, OpenError};
 pub use kind::{Kind, ObjectId};

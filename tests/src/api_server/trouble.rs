@@ -1,6 +1,9 @@
 //! What a server can do wrong, or a careful client must stand.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     resource::{Resource, Target},
@@ -38,6 +41,10 @@ pub struct Trouble {
     pub trickle: Option<(usize, Duration)>,
     /// Resources that nobody may read or write.
     pub forbidden: BTreeSet<Resource>,
+    /// Verbs, as RBAC has them, that nobody may use on a resource.
+    pub forbidden_verbs: BTreeSet<(&'static str, Resource)>,
+    /// So many of the next changes to objects of a resource get a 409: somebody else was quicker.
+    pub conflicts: BTreeMap<Resource, u32>,
     /// So many of the next requests get a 429 that asks to wait so long.
     pub too_many_requests: (u32, Duration),
     /// So many of the next requests get a 500.
@@ -50,7 +57,7 @@ pub struct Trouble {
 
 impl Trouble {
     /// Whether a request fails whatever it asks for.
-    pub(super) fn refusal(&mut self, verb: &str, user: &str, target: &Target) -> Option<Status> {
+    pub(super) fn refusal(&mut self, verb: &'static str, user: &str, target: &Target) -> Option<Status> {
         let (left, retry_after) = &mut self.too_many_requests;
         if *left > 0 {
             *left -= 1;
@@ -60,6 +67,11 @@ impl Trouble {
             self.internal_errors -= 1;
             return Some(Status::internal_error());
         }
-        self.forbidden.contains(&target.resource).then(|| Status::forbidden(user, verb, target))
+        if self.forbidden.contains(&target.resource) || self.forbidden_verbs.contains(&(verb, target.resource)) {
+            return Some(Status::forbidden(user, verb, target));
+        }
+        let left = self.conflicts.get_mut(&target.resource).filter(|left| **left > 0 && matches!(verb, "update" | "patch"))?;
+        *left -= 1;
+        Some(Status::conflict(target.resource, target.name.as_deref().unwrap_or_default()))
     }
 }

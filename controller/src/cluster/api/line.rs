@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use http_body_util::BodyExt as _;
@@ -14,13 +14,13 @@ use kube::{
     client::Body,
     runtime::watcher::{Error, Event},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
-use super::raw::Raw;
+use super::{
+    pace::{self, WatchPace},
+    raw::Raw,
+};
 use crate::{cluster::kind::Kind, problem::with_causes};
-
-/// A watch that ends sooner than this is not followed by another before: an API server, or what stands before it, may end each at once.
-const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
 /// How API servers begin a bookmark.
 const BOOKMARK: &[u8] = br#"{"type":"BOOKMARK""#;
@@ -72,7 +72,8 @@ pub struct Failure {
 /// Both ends of a kind's way: whoever sends requests, and whoever reads what comes.
 #[derive(Debug)]
 pub(super) struct Line {
-    state: Mutex<(Reception, Option<Instant>)>,
+    reception: Mutex<Reception>,
+    pace: WatchPace,
     /// Told when a failure comes or goes.
     news: Arc<Notify>,
 }
@@ -90,11 +91,11 @@ impl Line {
             failures: 0,
             refusals: BTreeMap::new(),
         };
-        Arc::new(Self { state: Mutex::new((reception, None)), news })
+        Arc::new(Self { reception: Mutex::new(reception), pace: WatchPace::default(), news })
     }
 
     pub(super) fn reception(&self) -> Reception {
-        self.lock().0.clone()
+        self.lock().clone()
     }
 
     /// The client, its requests heard here.
@@ -104,11 +105,11 @@ impl Line {
         let send = move |request: Request<Body>| {
             let (line, client) = (line.clone(), client.clone());
             async move {
-                let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+                let is_watch = pace::is_watch(&request);
                 if is_watch {
-                    line.pace().await;
+                    line.pace.wait().await;
                 }
-                line.lock().0.requests += 1;
+                line.lock().requests += 1;
                 let response = client.send(request).await?;
                 if response.status().is_success() {
                     line.answered(is_watch);
@@ -126,7 +127,7 @@ impl Line {
 
     /// Something was read from a list or watch. A stream may go on after what could not be read of it: then this mends that.
     pub(super) fn read(&self, event: &Event<Raw>) {
-        let reception = &mut self.lock().0;
+        let reception = &mut *self.lock();
         match event {
             // Said before anything is asked for.
             Event::Init => return,
@@ -141,7 +142,7 @@ impl Line {
 
     /// Part of an answer came. A bookmark is seen here alone, for the watcher hands none on; servers send each by itself.
     fn heard(&self, part: Option<&[u8]>) {
-        let reception = &mut self.lock().0;
+        let reception = &mut *self.lock();
         reception.heard_at = Some(SystemTime::now());
         if part.is_some_and(|part| part.starts_with(BOOKMARK)) {
             self.mend(reception);
@@ -155,7 +156,7 @@ impl Line {
     }
 
     pub(super) fn failed(&self, error: &Error) {
-        let reception = &mut self.lock().0;
+        let reception = &mut *self.lock();
         reception.failures += 1;
         if let Some(status) = status(error) {
             *reception.refusals.entry(status.code).or_default() += 1;
@@ -170,24 +171,17 @@ impl Line {
     }
 
     fn answered(&self, is_watch: bool) {
-        let (reception, last_watch) = &mut *self.lock();
-        reception.heard_at = Some(SystemTime::now());
         if is_watch {
-            *last_watch = Some(Instant::now());
+            self.pace.begin();
         }
+        let reception = &mut *self.lock();
+        reception.heard_at = Some(SystemTime::now());
         self.mend(reception);
     }
 
-    async fn pace(&self) {
-        let last_watch = self.lock().1;
-        if let Some(last_watch) = last_watch {
-            tokio::time::sleep_until(last_watch + SHORTEST_WATCH).await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Reception, Option<Instant>)> {
+    fn lock(&self) -> MutexGuard<'_, Reception> {
         // Whatever panicked beside it, each field alone is sound.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reception.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
