@@ -12,6 +12,8 @@ pub mod program {
     pub const FROM_HOST: u8 = 4;
     /// XDP of the underlay.
     pub const FROM_WIRE_XDP: u8 = 5;
+    /// TC egress of the loopback device.
+    pub const FROM_LOOPBACK: u8 = 6;
 
     /// The name of a program as it stands in the object file and in what people read.
     #[must_use]
@@ -22,6 +24,7 @@ pub mod program {
             FROM_WIRE => "from_wire",
             FROM_HOST => "from_host",
             FROM_WIRE_XDP => "from_wire_xdp",
+            FROM_LOOPBACK => "from_loopback",
             _ => "unknown",
         }
     }

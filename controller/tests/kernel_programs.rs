@@ -161,6 +161,7 @@ fn a_restart_uses_maps_on_and_replaces_programs_in_place() {
             (Hook::ToPod, VETH, veth),
             (Hook::FromWire, "eth9", eth9),
             (Hook::FromHost, "shunt0", tunnel),
+            (Hook::FromLoopback, "lo", 1),
             (Hook::FromWireXdp, "eth9", eth9),
         ];
         for (hook, interface, ifindex) in hooks {

@@ -37,6 +37,10 @@ use crate::{
     problem::with_causes,
 };
 
+/// The same in every network namespace (`LOOPBACK_IFINDEX` in include/net/flow.h).
+const LOOPBACK_IFINDEX: u32 = 1;
+const LOOPBACK: &str = "lo";
+
 /// Why the dataplane is not up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DataplaneError {
@@ -230,7 +234,8 @@ impl Dataplane {
         let mut wanted: BTreeSet<String> = [defrag::PIN.to_owned()].into();
         let underlay = (self.underlay.clone(), self.config.underlay_ifindex);
         let tunnel = (TUNNEL.to_owned(), self.config.tunnel_ifindex);
-        let hooks = [(Hook::FromHost, &tunnel), (Hook::FromWire, &underlay)];
+        let loopback = (LOOPBACK.to_owned(), LOOPBACK_IFINDEX);
+        let hooks = [(Hook::FromHost, &tunnel), (Hook::FromWire, &underlay), (Hook::FromLoopback, &loopback)];
         for (hook, (name, index)) in hooks {
             self.programs.attach(hook, name, *index)?;
             wanted.insert(self.link_name(hook, name));
@@ -305,9 +310,10 @@ impl Dataplane {
         let hooks = [
             (Hook::FromHost, TUNNEL, self.config.tunnel_ifindex),
             (Hook::FromWire, self.underlay.as_str(), self.config.underlay_ifindex),
+            (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX),
             (Hook::FromWireXdp, self.underlay.as_str(), self.config.underlay_ifindex),
         ];
-        let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..2] };
+        let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..3] };
         let is_same = survey.config == self.config && survey.addresses == self.addresses && self.are_attached(hooks)?;
         Ok(if is_same { Found::AsItWas } else { Found::Changed })
     }

@@ -39,13 +39,16 @@ pub enum Hook {
     FromWire,
     /// Egress of the tunnel device.
     FromHost,
+    /// Egress of the loopback device.
+    FromLoopback,
     /// XDP of the underlay.
     FromWireXdp,
 }
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 5] = [Self::FromPod, Self::ToPod, Self::FromWire, Self::FromHost, Self::FromWireXdp];
+    pub const ALL: [Self; 6] =
+        [Self::FromPod, Self::ToPod, Self::FromWire, Self::FromHost, Self::FromLoopback, Self::FromWireXdp];
 
     /// The program's name in the object file.
     #[must_use]
@@ -55,6 +58,7 @@ impl Hook {
             Self::ToPod => program::TO_POD,
             Self::FromWire => program::FROM_WIRE,
             Self::FromHost => program::FROM_HOST,
+            Self::FromLoopback => program::FROM_LOOPBACK,
             Self::FromWireXdp => program::FROM_WIRE_XDP,
         })
     }
@@ -62,7 +66,7 @@ impl Hook {
     const fn direction(self) -> TcAttachType {
         match self {
             Self::FromPod | Self::FromWire | Self::FromWireXdp => TcAttachType::Ingress,
-            Self::ToPod | Self::FromHost => TcAttachType::Egress,
+            Self::ToPod | Self::FromHost | Self::FromLoopback => TcAttachType::Egress,
         }
     }
 }

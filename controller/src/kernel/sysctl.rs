@@ -66,12 +66,22 @@ pub fn of_host(underlay: &str) -> Vec<Sysctl> {
     ]
 }
 
+/// Without it they are martians (`fib_validate_source` in net/ipv4/fib_frontend.c).
+fn accept_local(interface: &str) -> Sysctl {
+    required(
+        format!("ipv4/conf/{interface}/accept_local"),
+        "1",
+        "a process of the node that asks one of the node's own node ports gets the answer from that address",
+    )
+}
+
 /// What the tunnel device needs, which goes with it.
 #[must_use]
 pub fn of_tunnel(tunnel: &str) -> Vec<Sysctl> {
     vec![
         required(format!("ipv4/conf/{tunnel}/forwarding"), "1", FORWARDING_REASON),
         required(format!("ipv4/conf/{tunnel}/rp_filter"), "2", RP_FILTER_REASON),
+        accept_local(tunnel),
         ipv6_off(tunnel),
     ]
 }
@@ -82,6 +92,7 @@ pub fn of_pod(interface: &str) -> Vec<Sysctl> {
     vec![
         required(format!("ipv4/conf/{interface}/forwarding"), "1", FORWARDING_REASON),
         required(format!("ipv4/conf/{interface}/rp_filter"), "2", RP_FILTER_REASON),
+        accept_local(interface),
         required(
             format!("ipv4/conf/{interface}/proxy_arp"),
             "1",
@@ -170,6 +181,7 @@ fn failed(setting: &Sysctl) -> impl FnOnce(io::Error) -> SysctlError {
 pub fn of_adopted_bridge(bridge: &str) -> Vec<Sysctl> {
     vec![
         required(format!("ipv4/conf/{bridge}/rp_filter"), "2", RP_FILTER_REASON),
+        accept_local(bridge),
         required(
             format!("ipv4/conf/{bridge}/proxy_arp"),
             "1",

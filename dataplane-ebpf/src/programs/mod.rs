@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod from_host;
+mod from_loopback;
 mod from_pod;
 mod from_wire;
 mod from_wire_xdp;

@@ -54,6 +54,34 @@ pub(crate) fn run<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
     send(skb, hook, &flow, &to, next)
 }
 
+/// A packet of this node to itself: a Service's, if it asks one at a node port, else none of our business.
+#[inline(always)]
+pub(crate) fn to_self<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
+    let Ok(mut flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
+    if fragment::resolve(&mut flow, hook, Unknown::Pass)? || !service::is_at_node(&flow) {
+        return ControlFlow::Break(Verdict::Pass);
+    }
+    // Node ports are at none of the loopback range.
+    if route::owner::<F>(flow.tuple.dst) != Some(address::HOST) {
+        return ControlFlow::Break(Verdict::Pass);
+    }
+    let to = match ask(skb, hook, &flow, Next::Host) {
+        Served::To(to) => to,
+        Served::Dropped(reason) => return dropped(reason),
+        Served::Refused(reason) => {
+            return ControlFlow::Break(icmp::refuse(skb, hook, &flow, reason, answer::PORT_UNREACHABLE, 0));
+        }
+        Served::Stacks | Served::Not => return ControlFlow::Break(Verdict::Pass),
+    };
+    let next = route::lookup::<F>(to.dst);
+    // `lo` carries what nothing behind it does.
+    if !matches!(next, Next::Host) && !deliver::fits_tunnel(skb, &flow) {
+        let mtu = node!(mtu) as u16;
+        return ControlFlow::Break(icmp::refuse(skb, hook, &flow, DropReason::PacketTooBig, answer::TOO_BIG, mtu));
+    }
+    send(skb, hook, &flow, &to, next)
+}
+
 /// What one look-up tells of a packet.
 enum Recalled<F: Ip> {
     /// All: what it must carry and where it goes.
@@ -155,7 +183,7 @@ enum Fate {
 #[inline(always)]
 fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
     let is_virtual = matches!(next, Next::Service);
-    if !is_virtual && (hook.egress || !matches!(next, Next::Host) || !service::is_at_node(flow)) {
+    if !is_virtual && (hook.program == program::FROM_HOST || !matches!(next, Next::Host) || !service::is_at_node(flow)) {
         return Served::Not;
     }
     match service::resume(flow, true) {
@@ -163,7 +191,7 @@ fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
         Known::Ours(entry) if entry.kind == kind::REPLY => Served::Not,
         Known::Ours(entry) => Served::To(entry.translated(flow.tuple.proto)),
         Known::Stacks => Served::Stacks,
-        Known::Nothing if !hook.egress && stack::may_have(flow) => Served::Stacks,
+        Known::Nothing if hook.program != program::FROM_HOST && stack::may_have(flow) => Served::Stacks,
         Known::Nothing => service::open(flow, client(skb, hook, flow), is_virtual),
     }
 }

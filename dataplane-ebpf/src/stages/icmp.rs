@@ -4,11 +4,12 @@ use core::ops::ControlFlow;
 
 use shunt_common::{
     conntrack::translates,
+    event::program,
     flow::Tuple,
     verdict::{Counter, DropReason, Verdict},
 };
 
-use super::{Hook, Stage, conntrack, dropped};
+use super::{Hook, Stage, conntrack, deliver, dropped};
 use crate::{
     count::{self, count},
     packet::{
@@ -76,5 +77,10 @@ pub(crate) fn refuse<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, reason: DropRe
         return Verdict::Counted;
     }
     count(Counter::Refused);
-    if hook.egress { skb.redirect_ingress(skb.ifindex()) } else { skb.redirect(skb.ifindex()) }
+    match hook.program {
+        // `lo` takes nothing from the node's own addresses that did not go out there.
+        program::FROM_LOOPBACK => deliver::to_host(skb, true),
+        _ if hook.egress => skb.redirect_ingress(skb.ifindex()),
+        _ => skb.redirect(skb.ifindex()),
+    }
 }

@@ -68,6 +68,8 @@ pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8, origin: Op
     let next = route::lookup::<F>(flow.tuple.dst);
     match next {
         Next::Pod { .. } if flow.ttl <= 1 => return to_slow_path(skb),
+        // `shunt0` lets this node's own addresses in, for the answers of its node ports: nobody else has them.
+        Next::Host if route::owner::<F>(flow.tuple.src) == Some(kind::HOST) => return dropped(DropReason::SourceSpoofed),
         Next::Pod { .. } | Next::Host => {}
         Next::Nobody => return dropped(DropReason::NoSuchPod),
         // A tunnel is no way through this node.
