@@ -54,7 +54,13 @@ pub use self::{
     trouble::{Expired, StreamingLists, Trouble},
 };
 use self::{store::Store, tls::Tls, watch::Piece};
-use crate::{cluster, lab::Lab, netns::Netns, topology::OUTSIDE};
+use crate::{
+    cluster,
+    lab::{Lab, eventually},
+    netns::Netns,
+    service::SOON,
+    topology::OUTSIDE,
+};
 
 /// Where a lab's API server listens: on the outside host, a router away from the nodes.
 pub const LAB_PORT: u16 = 6443;
@@ -216,7 +222,8 @@ impl ApiServer {
     /// # Errors
     /// The address cannot be listened on any more.
     pub fn up(&self) -> Result<()> {
-        self.listen().map(drop)
+        // The kernel may take a moment to let go of what was closed.
+        eventually(SOON, || self.listen().map(drop))
     }
 
     /// Changes what goes wrong from now on.

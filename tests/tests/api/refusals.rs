@@ -7,8 +7,8 @@ use shunt_lab::service::{Service, refused};
 
 use super::*;
 
-/// The client reads its token anew within a minute.
-const TOKEN: Duration = Duration::from_secs(90);
+/// The client reads its token anew within a minute, and tries again after a back-off of up to half of one.
+const TOKEN: Duration = Duration::from_secs(180);
 
 #[test]
 fn an_expired_token_is_followed_by_the_next() -> Result<()> {
