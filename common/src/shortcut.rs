@@ -8,7 +8,7 @@ use crate::{
     checksum::Mending,
     conntrack::{CtKey, Hop},
     flow::Tuple,
-    net::{Family, Port},
+    net::{Family, Mac, Port},
 };
 
 /// Slots of each CPU's `SHORTCUTS`, a power of two.
@@ -81,6 +81,38 @@ abi! {
         pub dport: Port,
         /// Where they go. Its `ingress` is where they must come from: an interface, or for tunnel packets a peer's address.
         pub hop: Hop,
+        /// The Ethernet header that takes tunnel packets to the next node or router, as far as it is known.
+        pub link: Link,
+    }
+}
+
+abi! {
+    /// Destination and source MAC, as the first twelve bytes of a frame are loaded. All zero is none.
+    pub struct Link {
+        /// Bytes 0 to 3, 4 to 7 and 8 to 11.
+        pub words: [u32; 3],
+    }
+}
+
+impl Link {
+    /// Not known, or of a device without such addresses.
+    pub const NONE: Self = Self { words: [0; 3] };
+
+    /// From one MAC to another.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to(dst: Mac, src: Mac) -> Self {
+        let ([.., d4, d5], [s0, s1, s2, s3, s4, s5]) = (dst.bytes, src.bytes);
+        Self { words: [dst.head(), u32::from_ne_bytes([d4, d5, s0, s1]), u32::from_ne_bytes([s2, s3, s4, s5])] }
+    }
+
+    /// Whether it leads anywhere: no station has the address zero.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        let [head, middle, _] = self.words;
+        let [d4, d5, ..] = middle.to_ne_bytes();
+        head != 0 || d4 != 0 || d5 != 0
     }
 }
 
@@ -159,7 +191,17 @@ mod tests {
             sport: tuple.sport,
             dport: tuple.dport,
             hop: Hop { kind: hop::POD, epoch: NOW.epoch, ingress: NOW.ingress, target: 3, mac: Mac::ZERO, reserved: 0 },
+            link: Link::NONE,
         }
+    }
+
+    #[test]
+    fn a_link_is_the_beginning_of_a_frame() {
+        let link = Link::to(Mac { bytes: [2, 3, 4, 5, 6, 7] }, Mac { bytes: [10, 11, 12, 13, 14, 15] });
+        assert_eq!(link.words.map(u32::to_ne_bytes).concat(), [2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15]);
+        assert!(link.is_known());
+        assert!(Link::to(Mac { bytes: [0, 0, 0, 0, 0, 1] }, Mac::ZERO).is_known());
+        assert!(!Link::to(Mac::ZERO, Mac { bytes: [2; 6] }).is_known() && !Link::NONE.is_known());
     }
 
     #[test]

@@ -4,13 +4,16 @@
 //! The price is that nothing is known of their arguments: a pointer may be null, a number anything.
 
 use aya_ebpf::bindings::__sk_buff;
-use shunt_common::net::{Family, V4};
+use shunt_common::{
+    net::{Family, Ip4, V4},
+    shortcut::Link,
+};
 
 use crate::{
     count,
     packet::{parse::Flow, refuse::Refusal, skb::Skb},
     stages::{
-        fragment, icmp, service,
+        deliver, fragment, icmp, service,
         snat::{self, Opening},
     },
 };
@@ -102,6 +105,14 @@ extern "C" fn make_error_v4(skb: *mut __sk_buff, what_mtu: u32) -> u32 {
 extern "C" fn choose_backend_v4(opening: *mut Opening<V4>, client: u32) -> u32 {
     // SAFETY: as above.
     unsafe { opening.as_mut() }.map_or(NULL, |opening| service::try_choose(opening, client))
+}
+
+/// [`deliver::look_for_link`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn find_link(skb: *mut __sk_buff, underlay: u32, link: *mut Link) -> u32 {
+    // SAFETY: as above.
+    unsafe { link.as_mut() }.map_or(NULL, |link| deliver::look_for_link(Skb::new(skb), Ip4 { be: underlay }, link))
 }
 
 /// [`count::tell`].

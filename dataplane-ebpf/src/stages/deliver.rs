@@ -4,14 +4,16 @@ use core::ops::ControlFlow;
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
+        bpf_fib_lookup as FibLookup,
     },
     helpers::generated::bpf_fib_lookup,
 };
 use shunt_common::{
     flow::Tuple,
     icmp::answer,
-    net::{Ip4, Mac},
+    net::{Ip4, Mac, proto},
+    shortcut::Link,
     verdict::{Counter, DropReason, Verdict},
 };
 
@@ -57,6 +59,37 @@ pub(crate) fn to_tunnel(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, vtep: M
     } else {
         skb.redirect_routed(ifindex)
     }
+}
+
+/// Through the tunnel over a link that is known: nothing is left to look up.
+#[inline(always)]
+pub(crate) fn to_link(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, vtep: Mac, link: Link) -> Verdict {
+    if let Err(reason) = tunnel::push(skb, wrap, underlay, vtep, hook.tunnelled).and_then(|()| skb.write(0, link)) {
+        return Verdict::Drop(reason);
+    }
+    count(Counter::ToTunnel);
+    skb.redirect(node!(underlay_ifindex))
+}
+
+/// Asks the kernel for the link to a peer of the tunnel. None if the peer is not reached by the underlay's interface, or the MAC of the next
+/// hop is not known.
+///
+/// Whoever asks goes on to send by [`to_tunnel`], so that the kernel keeps its neighbour entry alive and fresh.
+#[inline(always)]
+pub(crate) fn look_for_link(skb: Skb, underlay: Ip4, link: &mut Link) -> u32 {
+    // SAFETY: plain integers and unions of them; all zero is a value.
+    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    params.family = AF_INET;
+    params.l4_protocol = proto::UDP;
+    params.ifindex = node!(underlay_ifindex);
+    params.__bindgen_anon_3.ipv4_src = node!(node_ip).be;
+    params.__bindgen_anon_4.ipv4_dst = underlay.be;
+    // SAFETY: the parameters outlive the call and have the length given.
+    let found =
+        unsafe { bpf_fib_lookup(skb.raw().cast(), &raw mut params, size_of::<FibLookup>() as i32, BPF_FIB_LOOKUP_OUTPUT) };
+    let is_found = found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && params.ifindex == node!(underlay_ifindex);
+    *link = if is_found { Link::to(Mac { bytes: params.dmac }, Mac { bytes: params.smac }) } else { Link::NONE };
+    0
 }
 
 /// To the host's stack. On ingress that is where a passed packet goes; what leaves `shunt0` or came through the tunnel enters again at

@@ -115,7 +115,7 @@ fn recall<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, before: Before) -> Recall
     conntrack::touch(entry, flow);
     let to = entry.translated(flow.tuple.proto);
     let tenant = Tenant { backend: entry.backend, generation: entry.generation };
-    shortcut::keep(hook, skb.ifindex(), flow, before, &to, next, tenant);
+    shortcut::keep(skb, flow, before.now(hook, skb.ifindex()), &to, next, tenant);
     Recalled::Whole(to, next)
 }
 
@@ -149,7 +149,7 @@ fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked, bef
     };
     if fate == Fate::Untracked {
         if !hook.egress {
-            shortcut::keep(hook, skb.ifindex(), flow, before, &to, next, Tenant::NONE);
+            shortcut::keep(skb, flow, before.now(hook, skb.ifindex()), &to, next, Tenant::NONE);
         }
         return ControlFlow::Continue((to, next));
     }

@@ -88,7 +88,7 @@ pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8, origin: Op
     if let Some(Origin { peer, before }) = origin
         && let Next::Pod { .. } = next
     {
-        shortcut::keep(hook, peer.be, &flow, before, &to, next, Tenant::NONE);
+        shortcut::keep(skb, &flow, before.now(hook, peer.be), &to, next, Tenant::NONE);
     }
     forward::send(skb, hook, &flow, &to, next)
 }

@@ -10,7 +10,7 @@ use shunt_common::{
     conntrack::CtKey,
     flow::Tuple,
     net::proto,
-    shortcut::{self, Now, Shortcut},
+    shortcut::{self, Link, Now, Shortcut},
     verdict::{DropReason, Verdict},
 };
 
@@ -22,6 +22,7 @@ use crate::{
         skb::Skb,
         tunnel::Wrap,
     },
+    subprograms::find_link,
 };
 
 /// What held when a packet came: taken before any look-up whose outcome may become a shortcut, so that a change in between makes it stale.
@@ -52,7 +53,7 @@ impl Before {
 
     /// The same for a packet that came to a program from `ingress`: an interface, or for what came through the tunnel a peer's address.
     #[inline(always)]
-    fn now(self, hook: Hook, ingress: u32) -> Now {
+    pub(crate) fn now(self, hook: Hook, ingress: u32) -> Now {
         // SAFETY: a helper without arguments.
         let window = shortcut::window(unsafe { bpf_jiffies64() });
         Now { stamp: self.stamp, epoch: self.epoch, window, program: hook.program.into(), ingress }
@@ -83,14 +84,13 @@ pub(crate) fn find<F: Ip>(hook: Hook, ingress: u32, flow: &Flow<F>, before: Befo
     Some(shortcut)
 }
 
-/// Keeps what was decided for a packet. What depends on more than a packet's ends is decided anew each time.
+/// Keeps what was decided for a packet, and the link to its next hop if it goes through the tunnel. What depends on more than a packet's ends is decided anew each time.
 #[inline(always)]
-pub(crate) fn keep<F: Ip>(hook: Hook, ingress: u32, flow: &Flow<F>, before: Before, to: &Tuple<F>, next: Next, tenant: Tenant) {
+pub(crate) fn keep<F: Ip>(skb: Skb, flow: &Flow<F>, now: Now, to: &Tuple<F>, next: Next, tenant: Tenant) {
     if !flow.is_plain() || !matches!(next, Next::Pod { .. } | Next::Tunnel { .. }) {
         return;
     }
     let Some(slot) = slot(flow) else { return };
-    let now = before.now(hook, ingress);
     // Field by field: a whole one on the stack, to be copied, would take more of that than there is.
     slot.key = CtKey::of(&flow.tuple);
     slot.program = now.program;
@@ -107,6 +107,10 @@ pub(crate) fn keep<F: Ip>(hook: Hook, ingress: u32, flow: &Flow<F>, before: Befo
     slot.sport = to.sport;
     slot.dport = to.dport;
     slot.hop = next.remember(now.epoch, now.ingress);
+    slot.link = Link::NONE;
+    if let Next::Tunnel { underlay, .. } = next {
+        find_link(skb.raw(), underlay.be, &raw mut slot.link);
+    }
 }
 
 /// Sends a packet the short way.
@@ -120,7 +124,12 @@ pub(crate) fn take<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, shortcut: &mut S
             // Consecutive, as the receiver's GRO wants them.
             let id = shortcut.id;
             shortcut.id = id.wrapping_add(skb.segments());
-            deliver::to_tunnel(skb, hook, Wrap::of(flow, id as u16), underlay, vtep)
+            let wrap = Wrap::of(flow, id as u16);
+            if shortcut.link.is_known() {
+                deliver::to_link(skb, hook, wrap, underlay, vtep, shortcut.link)
+            } else {
+                deliver::to_tunnel(skb, hook, wrap, underlay, vtep)
+            }
         }
         _ => return dropped(DropReason::NoRoute),
     })

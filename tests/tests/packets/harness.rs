@@ -92,9 +92,14 @@ impl Dataplane {
 
     /// The same with programs that look into packets as `skb` says.
     pub(crate) fn with(skb: &SkbAccess) -> Self {
+        Self::on(IFINDEX, skb)
+    }
+
+    /// The same with another underlay than `lo`.
+    pub(crate) fn on(underlay_ifindex: u32, skb: &SkbAccess) -> Self {
         let config = NodeConfig {
             node_ip: ip4(NODE_IP),
-            underlay_ifindex: IFINDEX,
+            underlay_ifindex,
             tunnel_ifindex: IFINDEX,
             vni: 1,
             mtu: 1450,

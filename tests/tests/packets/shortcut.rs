@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use shunt::kernel::skb::SkbAccess;
 use shunt_common::{
-    address::{Address, kind},
+    address::{Address, Route, kind, route},
     net::{Mac, proto},
     service::state,
 };
@@ -244,6 +244,83 @@ fn what_comes_out_of_the_tunnel_has_shortcuts_too() {
     dataplane.address(PEER_IP, address(kind::SERVICE));
     dataplane.begin_epoch();
     dataplane.run("from_wire", &arriving).is(Drop, &arriving, &["tunnel_peer_unknown"]);
+}
+
+/// Runs a command of iproute2 or sysctl in this thread's namespace.
+fn system(command: &str) {
+    let mut words = command.split_whitespace();
+    let output = std::process::Command::new(words.next().expect("a command")).args(words).output().expect(command);
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A node whose underlay is a link with neighbours, in a namespace of this thread's.
+fn on_a_link() -> Dataplane {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    system("ip link add underlay address 02:00:00:00:00:01 type veth peer name wire");
+    system("ip link set wire up");
+    system(&format!("ip addr add {NODE_IP}/24 dev underlay"));
+    system("ip link set underlay up");
+    system("ip link set lo up");
+    system("sysctl -qw net.ipv4.conf.underlay.forwarding=1");
+    let underlay = nix::net::if_::if_nametoindex("underlay").expect("the underlay");
+    serve(Dataplane::on(underlay, &SkbAccess::of_this_kernel().expect("a kernel that describes its types")))
+}
+
+#[test]
+fn a_tunnel_packet_by_a_shortcut_has_the_next_hops_mac() {
+    let mut dataplane = on_a_link();
+    let packet = udp(POD, 40_000, REMOTE_POD, 53);
+    // By the long way, and where nobody knows the neighbour, the header is left as it was to the kernel, which asks.
+    let left = ETHERNET;
+    let station = |mac| [&[2, 0, 0, 0, 0, mac][..], &[2, 0, 0, 0, 0, 1, 8, 0]].concat().try_into().expect("a header");
+    let send = |dataplane: &mut Dataplane| -> [u8; 14] {
+        let outcome = dataplane.run(PROGRAM, &packet.bytes());
+        outcome.tunnelled(0, &["to_tunnel"], &ETHERNET);
+        outcome.packet[..14].try_into().expect("a header")
+    };
+    let comes_to = |dataplane: &mut Dataplane, header: [u8; 14]| {
+        let start = Instant::now();
+        while send(dataplane) != header {
+            assert!(start.elapsed() < Duration::from_secs(2), "{header:x?} never comes");
+        }
+    };
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(1) {
+        assert_eq!(send(&mut dataplane), left);
+    }
+    for mac in [2, 3] {
+        system(&format!("ip neigh replace {PEER_IP} lladdr 02:00:00:00:00:0{mac} dev underlay nud reachable"));
+        comes_to(&mut dataplane, station(mac));
+    }
+    dataplane.begin_epoch();
+    assert_eq!(send(&mut dataplane), left, "addresses or routes have changed: all is looked up anew");
+    comes_to(&mut dataplane, station(3));
+    system(&format!("ip neigh del {PEER_IP} dev underlay"));
+    comes_to(&mut dataplane, left);
+    // A shortcut of its own that knows no link, not the long way before one.
+    let unknown = (0..TRIES).map(|_| send(&mut dataplane));
+    assert!(unknown.into_iter().all(|header| header == left));
+}
+
+#[test]
+fn a_tunnel_packet_by_a_shortcut_goes_by_the_router() {
+    let mut dataplane = on_a_link();
+    // Beyond the underlay's own subnet.
+    let underlay = "203.0.113.2".parse::<std::net::Ipv4Addr>().unwrap().into();
+    let route = Route { kind: route::TUNNEL, underlay, mac: Mac { bytes: PEER_MAC }, reserved: 0 };
+    dataplane.route("10.244.3.0", 24, route);
+    system("ip route add default via 192.0.2.254");
+    system("ip neigh replace 192.0.2.254 lladdr 02:00:00:00:00:fe dev underlay nud reachable");
+    let packet = udp(POD, 40_000, "10.244.3.2", 53).bytes();
+    let start = Instant::now();
+    while dataplane.run(PROGRAM, &packet).packet[..14] != [2, 0, 0, 0, 0, 0xfe, 2, 0, 0, 0, 0, 1, 8, 0] {
+        assert!(start.elapsed() < Duration::from_secs(2), "never by the router");
+    }
+    // Another interface than the underlay is the kernel's to find.
+    system("ip route replace default dev lo");
+    while dataplane.run(PROGRAM, &packet).packet[..14] != ETHERNET {
+        assert!(start.elapsed() < Duration::from_secs(4), "the router for ever");
+    }
 }
 
 #[test]
