@@ -107,6 +107,9 @@ pub(crate) trait Ip: FamilyMaps + Rewrite + Quote + Refusal + Subprograms {
     /// Reads a packet's headers, from the IP header at an offset on.
     fn parse(skb: Skb, at: u64) -> Result<Flow<Self>, DropReason>;
 
+    /// The same for a packet as most are ([`Flow::is_plain`], and without IP options), in one go; `None` for every other, right or wrong.
+    fn parse_plain(skb: Skb, at: u64) -> Option<Flow<Self>>;
+
     /// Whether an address is multicast or broadcast.
     fn is_multicast(addr: Self::Addr) -> bool;
 
@@ -204,6 +207,66 @@ impl Ip for V4 {
         }
         Ok(flow)
     }
+
+    #[inline(always)]
+    fn parse_plain(skb: Skb, at: u64) -> Option<Flow<V4>> {
+        let headers: PlainHeaders = skb.read(at)?;
+        let ip = headers.ip;
+        let ip_len = u32::from(u16::from_be(ip.total_len));
+        let is_fragment = ip.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0;
+        if ip.version_ihl != 0x45 || is_fragment || ip.ttl <= 1 || ip_len < 28 || ip_len > skb.len() - at as u32 {
+            return None;
+        }
+        let l4 = at + size_of::<Ipv4Header>() as u64;
+        let len = ip_len - size_of::<Ipv4Header>() as u32;
+        let (l4_len, tcp_flags) = match ip.proto {
+            proto::UDP => {
+                let udp_len = u32::from(u16::from_be(headers.udp_len));
+                if (udp_len < 8 || udp_len > len) && skb.gso_size() == 0 {
+                    return None;
+                }
+                (8, 0)
+            }
+            proto::TCP => {
+                let [offset, flags] = skb.read::<[u8; 2]>(l4 + 12)?;
+                let l4_len = u32::from(offset >> 4) * 4;
+                if l4_len < 20 || l4_len > len || flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
+                    return None;
+                }
+                (l4_len, flags)
+            }
+            _ => return None,
+        };
+        Some(Flow {
+            tuple: Tuple {
+                src: Ip4 { be: ip.src },
+                dst: Ip4 { be: ip.dst },
+                sport: Port { be: headers.sport },
+                dport: Port { be: headers.dport },
+                proto: ip.proto,
+            },
+            l4,
+            l4_len,
+            tcp_flags,
+            ttl: ip.ttl,
+            tos: ip.tos,
+            part: Part::Whole,
+            id: ip.id,
+            icmp: Icmp::None,
+            ip_len,
+        })
+    }
+}
+
+/// An IPv4 header without options, and what TCP and UDP both begin with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PlainHeaders {
+    ip: Ipv4Header,
+    sport: u16,
+    dport: u16,
+    /// UDP's length, else part of TCP's sequence number.
+    udp_len: u16,
 }
 
 /// Reads what matters of the transport header, whose packet has `len` bytes from there on.

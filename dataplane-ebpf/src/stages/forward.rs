@@ -38,14 +38,15 @@ use crate::{
 /// From the headers to the next hop.
 #[inline(always)]
 pub(crate) fn run<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
-    let mut flow = done(F::parse(skb, ETH_LEN))?;
-    let before = Before::of(&flow);
     if !hook.egress
-        && let Some(shortcut) = shortcut::find(hook, skb.ifindex(), &flow, before)
+        && let Some(flow) = F::parse_plain(skb, ETH_LEN)
+        && let Some(shortcut) = shortcut::find(hook, skb.ifindex(), &flow, Before::of(&flow))
         && deliver::fits_tunnel(skb, &flow)
     {
         return shortcut::take(skb, hook, &flow, shortcut);
     }
+    let mut flow = done(F::parse(skb, ETH_LEN))?;
+    let before = Before::of(&flow);
     let (to, next) = match recall(skb, hook, &flow, before) {
         Recalled::Whole(to, next) => (to, next),
         Recalled::Nothing => decide(skb, hook, &mut flow, Tracked::No, before)?,

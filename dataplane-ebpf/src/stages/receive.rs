@@ -40,8 +40,8 @@ pub(crate) struct Origin {
 /// A tunnel packet that is not popped yet, if its flow has a shortcut. Else what the long way needs to leave one.
 #[inline(always)]
 pub(crate) fn shortcut<F: Ip>(skb: Skb, hook: Hook, opened: &Opened) -> Stage<Option<Origin>> {
-    let Ok(mut flow) = F::parse(skb, ETH_LEN + u64::from(vxlan::OVERHEAD)) else { return ControlFlow::Continue(None) };
-    if !flow.is_plain() || vxlan::ecn_after(flow.tos, opened.ecn) != Some(flow.tos & 3) {
+    let Some(mut flow) = F::parse_plain(skb, ETH_LEN + u64::from(vxlan::OVERHEAD)) else { return ControlFlow::Continue(None) };
+    if vxlan::ecn_after(flow.tos, opened.ecn) != Some(flow.tos & 3) {
         return ControlFlow::Continue(None);
     }
     let origin = Origin { peer: opened.peer, before: Before::of(&flow) };

@@ -68,12 +68,9 @@ fn slot<F: Ip>(flow: &Flow<F>) -> Option<&'static mut Shortcut<F>> {
     Some(unsafe { &mut *slot })
 }
 
-/// The shortcut of a packet, if there is one that holds.
+/// The shortcut of a plain packet, if there is one that holds.
 #[inline(always)]
 pub(crate) fn find<F: Ip>(hook: Hook, ingress: u32, flow: &Flow<F>, before: Before) -> Option<&'static mut Shortcut<F>> {
-    if !flow.is_plain() {
-        return None;
-    }
     let shortcut = slot(flow)?;
     if !shortcut.holds(&flow.tuple, &before.now(hook, ingress)) {
         return None;
