@@ -27,6 +27,12 @@ pub trait Api: fmt::Debug + Send + Sync {
     /// It is refused.
     fn put(&self, object: &Value) -> Result<()>;
 
+    /// An object as the server has it, known by its kind and names.
+    ///
+    /// # Errors
+    /// The server doesn't answer.
+    fn get(&self, object: &Value) -> Result<Option<Value>>;
+
     /// Deletes an object, known by its kind and names.
     ///
     /// # Errors

@@ -347,17 +347,27 @@ impl ApiServer {
     }
 }
 
+/// Resource, namespace and name of an object; the namespace is empty for resources that are in none.
+fn names(object: &Value) -> Result<(Resource, &str, &str)> {
+    let metadata = &object["metadata"];
+    let resource = object["kind"].as_str().and_then(Resource::of_kind).context("the kind is not served")?;
+    let namespace = if resource.is_namespaced() { metadata["namespace"].as_str() } else { None };
+    Ok((resource, namespace.unwrap_or_default(), metadata["name"].as_str().unwrap_or_default()))
+}
+
 impl cluster::Api for ApiServer {
     fn put(&self, object: &Value) -> Result<()> {
         self.put(object)
     }
 
+    fn get(&self, object: &Value) -> Result<Option<Value>> {
+        let (resource, namespace, name) = names(object)?;
+        Ok(self.get(resource, namespace, name))
+    }
+
     fn delete(&self, object: &Value) -> Result<()> {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let resource = Resource::of_kind(&text(&object["kind"])).context("the kind is not served")?;
-        let namespace = if resource.is_namespaced() { text(&object["metadata"]["namespace"]) } else { String::new() };
-        let name = text(&object["metadata"]["name"]);
-        ensure!(self.delete(resource, &namespace, &name), "there is no {} {namespace}/{name}", resource.kind());
+        let (resource, namespace, name) = names(object)?;
+        ensure!(self.delete(resource, namespace, name), "there is no {} {namespace}/{name}", resource.kind());
         Ok(())
     }
 

@@ -33,7 +33,10 @@ fn hosts(count: u32) -> Vec<String> {
 
 #[test]
 fn bad_objects_are_refused_by_name_and_the_rest_goes_on() -> Result<()> {
-    let (scene, server) = scene()?;
+    if !has_double("a server that takes any object") {
+        return Ok(());
+    }
+    let (scene, server) = scene_with_double()?;
     let n1 = scene.lab.node("n1");
     let web = "10.96.0.210";
     let own = "192.0.2.99";
@@ -77,7 +80,7 @@ fn bad_objects_are_refused_by_name_and_the_rest_goes_on() -> Result<()> {
 fn what_is_only_unknown_is_no_fault() -> Result<()> {
     let (scene, server) = scene()?;
     let n1 = scene.lab.node("n1");
-    let mut future = server.get(Resource::Services, "default", "web").context("no Service")?;
+    let mut future = server.get(&service("web", Value::Null))?.context("no Service")?;
     future["spec"]["quantumAffinity"] = json!({ "entangled": [1, { "two": null }] });
     future["metadata"]["annotations"] = json!({ "example.org/x": "y" });
     server.put(&future)?;
@@ -103,7 +106,7 @@ fn what_is_only_unknown_is_no_fault() -> Result<()> {
 fn a_node_without_an_address_takes_nothing_down() -> Result<()> {
     let (scene, server) = scene()?;
     let n1 = scene.lab.node("n1");
-    let whole = server.get(Resource::Nodes, "", "n1").context("no Node")?;
+    let whole = server.get(&node("n1", Value::Null, ""))?.context("no Node")?;
     let mut without = whole.clone();
     without["status"]["addresses"] = json!([{ "type": "Hostname", "address": "n1" }]);
     server.put(&without)?;
@@ -119,7 +122,10 @@ fn a_node_without_an_address_takes_nothing_down() -> Result<()> {
 
 #[test]
 fn a_bad_version_of_another_object_by_the_name_withdraws_the_old_one() -> Result<()> {
-    let (scene, server) = scene()?;
+    if !has_double("a server that takes any object") {
+        return Ok(());
+    }
+    let (scene, server) = scene_with_double()?;
     let Scene { lab, a, b, .. } = &scene;
     let n1 = lab.node("n1");
     let other = Service::create(lab, "other", 214, &[b])?;
@@ -148,7 +154,10 @@ fn a_bad_version_of_another_object_by_the_name_withdraws_the_old_one() -> Result
 
 #[test]
 fn events_out_of_order_end_in_what_a_list_says() -> Result<()> {
-    let (scene, server) = scene()?;
+    if !has_double("events that cannot have happened") {
+        return Ok(());
+    }
+    let (scene, server) = scene_with_double()?;
     let Scene { lab, a, b, c, .. } = &scene;
     let n1 = lab.node("n1");
     let old = server.get(Resource::EndpointSlices, "default", "web-1").context("no slice")?;

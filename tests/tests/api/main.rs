@@ -4,7 +4,8 @@
 //!   n1 -- pods a (client), b        n2 -- pod c        outside -- the API server
 //! ```
 //!
-//! The server is the double, but for those tests that call [`scene_on_either`]: with `SHUNT_TEST_KUBECONFIG` they have a real one.
+//! The server is the double. With `SHUNT_TEST_KUBECONFIG` it is a real one, and tests that need what only the double does on demand say that
+//! they are skipped.
 
 mod bad_objects;
 mod following;
@@ -14,6 +15,7 @@ mod recordings;
 mod refusals;
 
 use std::{
+    io::{self, Write as _},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -46,24 +48,51 @@ const WATCHED: [Resource; 3] = [Resource::Nodes, Resource::Services, Resource::E
 /// An agent tries again with pauses that grow: a server that was away is found again by then.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A lab whose agents follow a double, with `b` behind the Service.
-fn scene() -> Result<(Scene, Arc<ApiServer>)> {
-    let mut lab = Lab::wired(&PAIR)?;
-    let server = ApiServer::of_lab(&mut lab)?;
-    lab.start_agents()?;
-    Ok((Scene::set(lab, &["b"])?, server))
+/// Whether a test goes on that needs what only the double does on demand. Where the server is a real one it says that it is skipped, past
+/// what keeps the output of tests that pass.
+fn has_double(for_what: &str) -> bool {
+    let is_real = RealApi::kubeconfig().is_some();
+    if is_real {
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        // Nobody is left to be told that this cannot be said.
+        let _ = writeln!(io::stderr(), "{test}: SKIPPED with a real server, for it needs {for_what}");
+    }
+    !is_real
 }
 
-/// As [`scene`], on a real API server if there is one to test with.
-fn scene_on_either() -> Result<(Scene, Arc<dyn Api>)> {
+/// A lab whose agents have not been started, with a double.
+fn lab_with_double() -> Result<(Lab, Arc<ApiServer>)> {
+    let mut lab = Lab::wired(&PAIR)?;
+    let server = ApiServer::of_lab(&mut lab)?;
+    Ok((lab, server))
+}
+
+/// As [`lab_with_double`], with a real API server if there is one to test with.
+fn lab() -> Result<(Lab, Arc<dyn Api>)> {
     let Some(kubeconfig) = RealApi::kubeconfig() else {
-        let (scene, server) = scene()?;
-        return Ok((scene, server));
+        let (lab, server) = lab_with_double()?;
+        return Ok((lab, server));
     };
     let mut lab = Lab::wired(&PAIR)?;
     let server = RealApi::of_lab(&mut lab, &kubeconfig)?;
+    Ok((lab, server))
+}
+
+/// A lab whose agents follow a double, with `b` behind the Service.
+fn scene_with_double() -> Result<(Scene, Arc<ApiServer>)> {
+    let (lab, server) = lab_with_double()?;
+    Ok((started(lab)?, server))
+}
+
+/// As [`scene_with_double`], on a real API server if there is one to test with.
+fn scene() -> Result<(Scene, Arc<dyn Api>)> {
+    let (lab, server) = lab()?;
+    Ok((started(lab)?, server))
+}
+
+fn started(mut lab: Lab) -> Result<Scene> {
     lab.start_agents()?;
-    Ok((Scene::set(lab, &["b"])?, server))
+    Scene::set(lab, &["b"])
 }
 
 /// Everything that the kernel holds of the cluster, ids and places in maps included.
