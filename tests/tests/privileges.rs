@@ -15,10 +15,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use shunt_lab::{
     command,
+    flannel::FlannelNode,
     lab::{Lab, eventually},
     node::{Node, shunt_binary},
-    service::{PORTS, Service, TARGET, serve_pod, tcp_answer, udp_answer},
-    topology::PAIR,
+    service::{PORTS, Service, TARGET, serve, serve_pod, tcp_answer, udp_answer},
+    topology::{MIXED, PAIR},
 };
 
 /// The names behind `securityContext.capabilities.add`, without `CAP_`.
@@ -44,8 +45,8 @@ fn limited(node: &Node, capabilities: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-/// The file system as a runtime gives it to the container: /proc/sys can only be read, and the node's settings are where the DaemonSet
-/// mounts them. The rest is this machine's, with nothing written to it.
+/// The file system as a runtime gives it to the container: /proc/sys and /sys can only be read, but for what is mounted there, and the node's
+/// settings are where the DaemonSet mounts them. The rest is this machine's, with nothing written to it.
 const AS_CONTAINER: &str = r#"
     set -e
     mount -t tmpfs tmpfs "$1"
@@ -57,20 +58,47 @@ const AS_CONTAINER: &str = r#"
     mount --bind /proc/sys/net host/proc/sys/net
     mount --bind /proc/sys proc/sys
     mount -o remount,bind,ro proc/sys
+    for file in $3; do mount --bind "$file" ".$file"; done
+    mount -o remount,bind,ro sys
     mkdir -p ".$2"
     mount --bind "$2" ".$2"
-    shift 2
+    shift 3
     # Not every caller's PATH has root's programs.
     exec /usr/sbin/chroot . "$@"
 "#;
 
-/// The agent in a mount namespace of its own, made with a directory to work in.
-fn contained(node: &Node, capabilities: &[String], dir: &Path) -> Result<Command> {
+/// The capabilities that the takeover's overlay adds to them.
+fn granted_for_takeover() -> Result<Vec<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/takeover/kustomization.yaml");
+    let overlay: serde_yaml::Value = serde_yaml::from_str(&fs::read_to_string(&path)?)?;
+    let mut added = Vec::new();
+    for patch in overlay["patches"].as_sequence().context("no patches")? {
+        let Some(steps) = patch["patch"].as_str() else { continue };
+        for step in serde_yaml::from_str::<Vec<serde_yaml::Value>>(steps)? {
+            if step["path"].as_str().is_some_and(|path| path.ends_with("/capabilities/add/-")) {
+                added.push(step["value"].as_str().context("a capability is a name")?.to_owned());
+            }
+        }
+    }
+    Ok(added)
+}
+
+/// The files below /sys that the takeover's overlay mounts.
+fn mounted_by_takeover() -> Result<Vec<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/takeover/takeover.yaml");
+    let daemon_set: serde_yaml::Value = serde_yaml::from_str(&fs::read_to_string(&path)?)?;
+    let mounts = &daemon_set["spec"]["template"]["spec"]["containers"][0]["volumeMounts"];
+    let paths = mounts.as_sequence().context("no mounts")?.iter().filter_map(|mount| mount["mountPath"].as_str());
+    Ok(paths.filter(|path| path.starts_with("/sys/")).map(str::to_owned).collect())
+}
+
+/// The agent in a mount namespace of its own, made with a directory to work in; what is `mounted` below /sys can be written.
+fn contained(node: &Node, capabilities: &[String], dir: &Path, mounted: &[String]) -> Result<Command> {
     let agent = limited(node, capabilities)?;
     let binary = shunt_binary()?;
     let mut command = node.netns.command("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", AS_CONTAINER, "sh"]);
-    command.arg(dir).arg(binary.parent().context("a binary is in a directory")?);
+    command.arg(dir).arg(binary.parent().context("a binary is in a directory")?).arg(mounted.join(" "));
     command.arg(agent.get_program()).args(agent.get_args());
     command.stdin(Stdio::null());
     Ok(command)
@@ -101,7 +129,7 @@ fn an_agent_with_the_capabilities_and_mounts_of_the_manifest_does_all_it_has_to(
     let capabilities = granted()?;
 
     let root = tempfile::tempdir()?;
-    let container = |lab: &Lab| contained(lab.node("n1"), &capabilities, root.path());
+    let container = |lab: &Lab| contained(lab.node("n1"), &capabilities, root.path(), &[]);
     let agent = Agent::start(lab.node("n1"), container(&lab)?)?;
     lab.node("n1").wait_ready()?;
     let effective = fs::read_to_string(format!("/proc/{}/status", agent.0.id()))?;
@@ -133,6 +161,26 @@ fn an_agent_with_the_capabilities_and_mounts_of_the_manifest_does_all_it_has_to(
         tcp_answer(&lab.node("n1").netns, service.vip).map(drop)
     })?;
     ensure!(gone.exists(), "{} was not pinned again", gone.display());
+    Ok(())
+}
+
+#[test]
+fn with_those_of_the_takeovers_overlay_it_takes_a_node_over() -> Result<()> {
+    let lab = Lab::wired(&MIXED)?;
+    let (n1, flannel) = (lab.node("n1"), FlannelNode::set_up(&lab, "n1")?);
+    let (a, b) = (flannel.pod(n1, "a", 10)?, flannel.pod(n1, "b", 11)?);
+    let _server = serve(&b.netns, b.address, "b")?;
+    let mut capabilities = granted()?;
+    capabilities.extend(granted_for_takeover()?);
+    let root = tempfile::tempdir()?;
+    let mut command = contained(n1, &capabilities, root.path(), &mounted_by_takeover()?)?;
+    command.arg("--takeover");
+    let _agent = Agent::start(n1, command)?;
+    n1.wait_ready()?;
+    ensure!(n1.status()?.counts.pods == 2, "{:?}", n1.status()?.counts);
+    tcp_answer(&a.netns, SocketAddrV4::new(b.address, TARGET))?;
+    let log = fs::read_to_string(n1.log_file())?;
+    ensure!(log.contains("the node is taken over") && !log.contains("cannot be written"), "{log}");
     Ok(())
 }
 

@@ -16,7 +16,9 @@ impl Hurried {
     #[must_use]
     pub fn begin(before: Option<&str>) -> Self {
         let before = before.map_or_else(present, str::to_owned);
-        let _ = fs::write(PATH, "1");
+        if let Err(error) = fs::write(PATH, "1") {
+            tracing::warn!(%error, "{PATH} cannot be written: programs are attached as well, but some 30 ms later for each interface");
+        }
         Self { before }
     }
 }
