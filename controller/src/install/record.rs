@@ -151,7 +151,7 @@ pub fn take_back(state_dir: &Path, pods: usize) -> (Restored, Vec<DiskError>) {
             false
         }
         Err(source) => {
-            errors.push(DiskError { action: "restore", path: Path::new("/proc/sys/net").join(key), source });
+            errors.push(DiskError { action: "restore", path: sysctl::path(key), source });
             true
         }
     });

@@ -127,8 +127,9 @@ pub fn write(key: &str, value: &str) -> io::Result<()> {
     fs::write(path(key), value)
 }
 
-/// Both are of this process' network namespace, whoever mounted them.
-fn path(key: &str) -> PathBuf {
+/// The file of a setting. Both directories are of this process' network namespace, whoever mounted them.
+#[must_use]
+pub fn path(key: &str) -> PathBuf {
     static ROOT: LazyLock<&Path> =
         LazyLock::new(|| [MOUNTED, OWN].map(Path::new).into_iter().find(|dir| dir.is_dir()).unwrap_or(Path::new(OWN)));
     ROOT.join(key)
