@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     command,
@@ -136,17 +136,34 @@ impl FlannelNode {
         netns.ip(&format!("route add 10.244.0.0/16 via {gateway}"))?;
         let allocation = self.cni_dir.join("networks").join(NETWORK).join(address.to_string());
         fs::write(&allocation, format!("{container}\r\neth0"))?;
+        let link = netns.ip("-o link show dev eth0")?;
+        let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("eth0 has no MAC")?;
         let result = json!({
             "kind": "cniCacheV1", "containerId": container, "ifName": "eth0", "networkName": NETWORK,
             "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", name]],
             "result": {
                 "cniVersion": "0.3.1",
-                "interfaces": [{ "name": "cni0" }, { "name": veth }, { "name": "eth0", "sandbox": netns.path() }],
+                "interfaces": [{ "name": "cni0" }, { "name": veth }, { "name": "eth0", "mac": mac, "sandbox": netns.path() }],
                 "ips": [{ "version": "4", "interface": 2, "address": format!("{address}/24"), "gateway": gateway }],
+                "routes": [{ "dst": "10.244.0.0/16" }, { "dst": "0.0.0.0/0", "gw": gateway }],
+                "dns": {},
             },
         });
-        fs::write(self.cni_dir.join("results").join(format!("{NETWORK}-{container}-eth0")), result.to_string())?;
+        fs::write(self.kept(&container), result.to_string())?;
         Ok(FlannelPod { name: name.to_owned(), netns, address, container, veth })
+    }
+
+    fn kept(&self, container: &str) -> PathBuf {
+        self.cni_dir.join("results").join(format!("{NETWORK}-{container}-eth0"))
+    }
+
+    /// What the plugins answered when a pod was made, as the runtime keeps it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn result(&self, pod: &FlannelPod) -> Result<Value> {
+        let mut kept: Value = serde_json::from_str(&fs::read_to_string(self.kept(&pod.container))?)?;
+        Ok(kept["result"].take())
     }
 
     /// Where host-local keeps an address.

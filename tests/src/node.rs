@@ -335,10 +335,18 @@ impl Node {
     /// # Errors
     /// It could not be started or failed.
     pub fn rollback(&self) -> Result<String> {
+        command::run(&mut self.rollback_command()?)
+    }
+
+    /// The same, not yet run.
+    ///
+    /// # Errors
+    /// There is no `shunt`.
+    pub fn rollback_command(&self) -> Result<Command> {
         let mut command = self.netns.command(shunt_binary()?);
         command.arg("rollback").arg("--run-dir").arg(self.dir.join("run"));
         command.arg("--pin-dir").arg(&self.pins).arg("--state-dir").arg(self.state_dir());
-        command::run(&mut command)
+        Ok(command)
     }
 
     /// Where its agent writes its log.

@@ -188,7 +188,7 @@ impl Takeover {
     ) -> Result<Vec<Pod>, TakeoverError> {
         let Some(record) = self.record.as_ref().filter(|record| record.stage == Stage::Done) else { return Ok(Vec::new()) };
         let mut netlink = Netlink::open().map_err(netfilter("open a netlink socket"))?;
-        let mut survey = Survey { rules: survey::rules()?, ..Survey::default() };
+        let mut survey = Survey { rules: survey::rules()?, legacy: survey::legacy()?, ..Survey::default() };
         let mut late = Vec::new();
         if let Some(bridge) = record.bridge.as_deref().map(|name| links::by_name(&mut netlink, name)).transpose()?.flatten() {
             let known = |port: &ports::Port| ipam.pods().values().any(|pod| pod.host_interface == port.name);

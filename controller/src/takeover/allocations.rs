@@ -33,13 +33,19 @@ pub struct Kept {
     pub sandboxes: Vec<PathBuf>,
 }
 
+/// Where host-local keeps them, a directory for each network.
+#[must_use]
+pub fn networks(cni_dir: &Path) -> PathBuf {
+    cni_dir.join("networks")
+}
+
 /// All allocations of IPv4 addresses. A file that holds none, as host-local's lock and its memory of the last address, is passed over.
 ///
 /// # Errors
 /// A directory or file cannot be read.
 pub fn read(cni_dir: &Path) -> Result<Vec<Allocation>, TakeoverError> {
     let mut found = Vec::new();
-    for network in entries(&cni_dir.join("networks"))? {
+    for network in entries(&networks(cni_dir))? {
         if !network.is_dir() {
             continue;
         }
@@ -69,7 +75,7 @@ fn owner(text: &str) -> Option<AttachmentKey> {
 /// # Errors
 /// It cannot be written.
 pub fn write(cni_dir: &Path, allocation: &Allocation) -> Result<(), TakeoverError> {
-    let dir = cni_dir.join("networks").join(&allocation.network);
+    let dir = networks(cni_dir).join(&allocation.network);
     fs::create_dir_all(&dir).map_err(refused("create", &dir))?;
     let path = dir.join(allocation.address.to_string());
     let text = format!("{}\r\n{}", allocation.attachment.container_id, allocation.attachment.ifname);
@@ -81,7 +87,7 @@ pub fn write(cni_dir: &Path, allocation: &Allocation) -> Result<(), TakeoverErro
 /// # Errors
 /// It cannot be read or removed.
 pub fn release(cni_dir: &Path, network: &str, address: Ipv4Addr, owned_by: &AttachmentKey) -> Result<(), TakeoverError> {
-    let path = cni_dir.join("networks").join(network).join(address.to_string());
+    let path = networks(cni_dir).join(network).join(address.to_string());
     match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(refused("read", &path)(error)),
@@ -93,7 +99,7 @@ pub fn release(cni_dir: &Path, network: &str, address: Ipv4Addr, owned_by: &Atta
 /// Whether host-local holds an address for somebody.
 #[must_use]
 pub fn holds(cni_dir: &Path, address: Ipv4Addr) -> bool {
-    let networks = entries(&cni_dir.join("networks")).unwrap_or_default();
+    let networks = entries(&networks(cni_dir)).unwrap_or_default();
     networks.iter().any(|network| network.join(address.to_string()).exists())
 }
 

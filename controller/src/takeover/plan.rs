@@ -1,13 +1,13 @@
 //! From what is there to what is to be done, or to why not. Pure.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
 
 use super::{
     allocations::Allocation,
     rules::Owner,
-    survey::{BRIDGE, Bridge, Survey, TUNNEL_PREFIX},
+    survey::{BRIDGE, Bridge, Survey, TUNNEL_PREFIX, TUNNEL_PREFIX_V6},
 };
 use crate::{
     attachment::Pod,
@@ -29,7 +29,10 @@ pub struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Another CNI.
-    #[error("{0} is the device of another network than flannel's; only flannel with its VXLAN backend is taken over")]
+    #[error(
+        "{0} is the device of another network than flannel's; only flannel with its VXLAN backend is taken over. \
+         Remove that network and its devices first"
+    )]
     OtherNetwork(String),
     /// IPVS.
     #[error(
@@ -38,11 +41,15 @@ pub enum Refusal {
     Ipvs(String),
     /// A bridge without a tunnel.
     #[error(
-        "there is the bridge {BRIDGE} but no device {TUNNEL_PREFIX}N: flannel's backend is not vxlan; set `Backend.Type` to vxlan first"
+        "there is the bridge {BRIDGE} but no device {TUNNEL_PREFIX}N: flannel's backend is not vxlan (host-gw?). Set `Backend.Type` to vxlan in \
+         flannel's configuration (net-conf.json in the ConfigMap kube-flannel-cfg) and restart flanneld on all nodes first"
     )]
     NoTunnel,
     /// Another network identifier or port.
-    #[error("{device} has VNI {vni} and UDP port {port}, the agent's configuration has {}: make `vni` and `vxlanPort` agree", .wanted)]
+    #[error(
+        "flannel's device {device} has VNI {vni} and UDP port {port}, the agent's configuration has {wanted}: \
+         set `vni: {vni}` and `vxlanPort: {port}` there, for all nodes"
+    )]
     OtherTunnel {
         /// The device.
         device: String,
@@ -53,11 +60,20 @@ pub enum Refusal {
         /// What is configured, for people.
         wanted: String,
     },
+    /// flannel for IPv6.
+    #[error(
+        "flannel serves IPv6 on this node (device {0}), which is not carried yet: pods would lose it. \
+         Set `EnableIPv6` to false in net-conf.json, restart flanneld, and delete the device"
+    )]
+    Ipv6(String),
     /// No range yet.
-    #[error("this Node has no IPv4 podCIDR yet")]
+    #[error("this Node has no IPv4 podCIDR yet: the agent waits for it (`spec.podCIDR`)")]
     NoRange,
     /// The bridge's range is not the Node's.
-    #[error("{BRIDGE} has the address {0}, which is not in this Node's podCIDR {1}: flannel serves another range")]
+    #[error(
+        "{BRIDGE} has the address {0}, which is not in this Node's podCIDR {1}: flannel serves another range. \
+         Drain the node, delete {BRIDGE}, and let flannel make it anew"
+    )]
     OtherRange(String, Ipv4Net),
     /// A pod that cannot be identified.
     #[error(
@@ -67,19 +83,25 @@ pub enum Refusal {
     UnknownPort(String),
     /// A pod without a known allocation.
     #[error(
-        "{address}, behind the port {port} of {BRIDGE}, is not among the addresses that host-local has given: is --cni-state-dir right?"
+        "{address}, behind the port {port} of {BRIDGE}, is not among the addresses that host-local has given, by {}: \
+         correct --cni-state-dir, or delete the pod with that address",
+        .networks.display()
     )]
     NoAllocation {
         /// The port.
         port: String,
         /// The address found there.
         address: Ipv4Addr,
+        /// Where host-local keeps what it gives.
+        networks: PathBuf,
     },
     /// A pod with an address of another family or none.
-    #[error("the pod behind {0}, a port of {BRIDGE}, {1}: only pods with one IPv4 address can be adopted")]
+    #[error("the pod behind {0}, a port of {BRIDGE}, {1}: only pods with one IPv4 address can be adopted; delete that pod")]
     Unsuitable(String, &'static str),
     /// Two pods with one address.
-    #[error("{0} is found behind two ports of {BRIDGE}, {1} and {2}: it cannot be said whose it is")]
+    #[error(
+        "{0} is found behind two ports of {BRIDGE}, {1} and {2}: it cannot be said whose it is; delete one of the two pods"
+    )]
     Twice(Ipv4Addr, String, String),
 }
 
@@ -94,9 +116,13 @@ pub struct Plan {
     pub bridge: Option<String>,
     /// Pods to adopt.
     pub pods: Vec<Pod>,
-    /// Legacy tables whose rules have to be removed by hand.
-    pub legacy: Vec<String>,
 }
+
+/// Removes kube-proxy's and flannel's rules from the tables of legacy iptables. Those of kubelet (`KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`),
+/// flannel's `FLANNEL-FWD` and everybody else's stay.
+pub const REMOVE_LEGACY: &str = "iptables-legacy-save | grep -v -E \
+     'KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|FORWARD|PROXY-|SVC-|SVL-|SEP-|FW-|XLB-|EXT-)|FLANNEL-POSTRTG|flanneld masq' \
+     | iptables-legacy-restore";
 
 /// Beginnings of names of devices that other networks make.
 const OTHERS: [&str; 8] = ["cilium_", "cali", "tunl0", "antrea-", "weave", "kube-bridge", "ovn-k8s", "flannel-wg"];
@@ -114,7 +140,10 @@ pub fn plan(survey: &Survey, wanted: &Wanted) -> Result<Plan, Refusal> {
     if let Some(device) = survey.devices.iter().find(|device| OTHERS.iter().any(|other| device.starts_with(other))) {
         return Err(Refusal::OtherNetwork(device.clone()));
     }
-    let mut plan = Plan { legacy: survey.legacy.clone(), ..Plan::default() };
+    if let Some(device) = survey.devices.iter().find(|device| device.starts_with(TUNNEL_PREFIX_V6)) {
+        return Err(Refusal::Ipv6(device.clone()));
+    }
+    let mut plan = Plan::default();
     for tunnel in &survey.tunnels {
         let Kind::Vxlan { vni, port, .. } = tunnel.kind else { continue };
         if (vni, port) != (wanted.vni, wanted.port) {
@@ -163,7 +192,11 @@ fn pod(survey: &Survey, port: &str, end: &PodEnd, range: Ipv4Net) -> Result<Pod,
     };
     let given = |allocation: &&Allocation| allocation.address == address && allocation.attachment.ifname == end.ifname;
     let allocation = survey.allocations.iter().find(given);
-    let allocation = allocation.ok_or_else(|| Refusal::NoAllocation { port: port.to_owned(), address })?;
+    let allocation = allocation.ok_or_else(|| Refusal::NoAllocation {
+        port: port.to_owned(),
+        address,
+        networks: survey.networks.clone(),
+    })?;
     Ok(Pod {
         attachment: allocation.attachment.clone(),
         network: allocation.network.clone(),
@@ -181,8 +214,9 @@ pub fn notes(survey: &Survey) -> Vec<String> {
     let mut notes = Vec::new();
     if !survey.legacy.is_empty() {
         notes.push(format!(
-            "rules of kube-proxy or flannel are in tables of legacy iptables ({}), which cannot be changed safely from here; run on this node: \
-             iptables-legacy-save | grep -v -E 'KUBE-|FLANNEL-' | iptables-legacy-restore",
+            "rules of kube-proxy or flannel are in force in tables of legacy iptables ({}): they translate what processes of this node send to \
+             Services, to endpoints of yesterday. A table can only be replaced as a whole, which is not safe from here: keep kube-proxy and \
+             flanneld off this node, then run on it: {REMOVE_LEGACY}",
             survey.legacy.join(", ")
         ));
     }

@@ -31,6 +31,8 @@ use crate::{
 pub const BRIDGE: &str = "cni0";
 /// What names of flannel's VXLAN devices begin with; the network identifier follows.
 pub const TUNNEL_PREFIX: &str = "flannel.";
+/// The same of its devices that carry IPv6 (pkg/backend/vxlan/vxlan.go).
+pub const TUNNEL_PREFIX_V6: &str = "flannel-v6.";
 
 /// Where runtimes keep network namespaces.
 const NETNS_DIRS: [&str; 2] = ["/run/netns", "/run/docker/netns"];
@@ -59,6 +61,8 @@ pub struct Survey {
     pub devices: Vec<String>,
     /// Routes over flannel's devices, by the device's name.
     pub routes: BTreeMap<String, Vec<OthersRoute>>,
+    /// Where host-local keeps its allocations.
+    pub networks: PathBuf,
     /// host-local's allocations.
     pub allocations: Vec<Allocation>,
     /// What the runtime kept of attachments.
@@ -87,21 +91,16 @@ impl Survey {
         for tunnel in &tunnels {
             routes.insert(tunnel.name.clone(), routes::of_others(netlink, tunnel.index)?);
         }
-        let mut legacy = Vec::new();
-        for needle in ["KUBE-SERVICES", "FLANNEL-"] {
-            legacy.extend(xtables::tables_with(needle).map_err(netfilter("read the tables of legacy iptables"))?);
-        }
-        legacy.sort();
-        legacy.dedup();
         Ok(Self {
             bridge,
             tunnels,
             devices: links.into_iter().map(|link| link.name).collect(),
             routes,
+            networks: allocations::networks(cni_dir),
             allocations: allocations::read(cni_dir)?,
             kept,
             rules: rules()?,
-            legacy,
+            legacy: legacy()?,
         })
     }
 }
@@ -141,6 +140,20 @@ pub fn rules() -> Result<RulesFound, TakeoverError> {
     for table in found.of_iptables() {
         found.rules.extend(nf_tables::rules(&mut rule_sets, &table).map_err(refused())?);
     }
+    Ok(found)
+}
+
+/// Names of the tables of legacy iptables in which flannel or kube-proxy has rules.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn legacy() -> Result<Vec<String>, TakeoverError> {
+    let mut found = Vec::new();
+    for needle in ["KUBE-SERVICES", "FLANNEL-POSTRTG", "flanneld masq"] {
+        found.extend(xtables::tables_with(needle).map_err(netfilter("read the tables of legacy iptables"))?);
+    }
+    found.sort();
+    found.dedup();
     Ok(found)
 }
 
