@@ -2,10 +2,12 @@
 //!
 //! The plugin, the agent and the address book all name an attachment this way.
 
-use std::{fmt, net::Ipv4Addr, path::PathBuf};
+use std::{fmt, net::Ipv4Addr, num::NonZeroU16, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shunt_common::net::Mac;
+
+use crate::model::{HostPort, ObjectName, Protocol};
 
 /// The MAC of every host-side veth: what a pod has for its gateway. Set at creation, so that nobody rewrites it.
 pub const HOST_MAC: Mac = Mac { bytes: [0xee; 6] };
@@ -32,6 +34,50 @@ pub struct PodIdentity {
     pub uid: String,
 }
 
+impl PodIdentity {
+    /// Whether both are known to be one pod: what runtimes say when they make a pod's sandbox anew.
+    #[must_use]
+    pub fn is_same_pod(&self, other: &Self) -> bool {
+        if self.uid.is_empty() || other.uid.is_empty() {
+            return !self.name.is_empty() && (&self.namespace, &self.name) == (&other.namespace, &other.name);
+        }
+        self.uid == other.uid
+    }
+}
+
+/// A port of the node that leads to a pod: an item of CNI's `portMappings`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// The port at the node.
+    pub host_port: NonZeroU16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The node's address that it is limited to; any of the node's if unset.
+    #[serde(default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<Ipv4Addr>,
+    /// The port at the pod.
+    pub container_port: NonZeroU16,
+}
+
+impl PortMapping {
+    /// Whether there is a packet that both are meant for.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        (self.host_port, self.protocol) == (other.host_port, other.protocol)
+            && self.host_ip.zip(other.host_ip).is_none_or(|(one, another)| one == another)
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(address) = self.host_ip {
+            write!(f, "{address}:")?;
+        }
+        write!(f, "{}->{}/{}", self.host_port, self.container_port, self.protocol)
+    }
+}
+
 /// An attachment with all that was given to it: a record of the address book.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,6 +97,9 @@ pub struct Pod {
     pub host_interface: String,
     /// Path of its network namespace.
     pub netns: PathBuf,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
 }
 
 impl Pod {
@@ -58,6 +107,21 @@ impl Pod {
     #[must_use]
     pub fn title(&self) -> String {
         if self.pod.name.is_empty() { self.attachment.to_string() } else { format!("{}/{}", self.pod.namespace, self.pod.name) }
+    }
+
+    /// What the node's ports that lead to it are for the rest of the dataplane.
+    pub fn host_ports(&self) -> impl Iterator<Item = HostPort> {
+        self.port_mappings.iter().map(|mapping| HostPort {
+            host_ip: mapping.host_ip,
+            host_port: mapping.host_port.get(),
+            protocol: mapping.protocol,
+            pod: match self.pod.name.as_str() {
+                "" => ObjectName::new("", self.attachment.to_string()),
+                name => ObjectName::new(self.pod.namespace.as_str(), name),
+            },
+            pod_ip: self.address,
+            pod_port: mapping.container_port.get(),
+        })
     }
 
     /// Whether another network's plugin made its interfaces, and it was taken over while it ran.

@@ -4,6 +4,7 @@
 
 pub mod book;
 mod file;
+mod ports;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,7 @@ use std::{
 use ipnet::Ipv4Net;
 
 use crate::{
-    attachment::{AttachmentKey, Pod},
+    attachment::{AttachmentKey, Pod, PortMapping},
     disk::DiskError,
     socket::protocol::{PodAdd, Refusal, RefusalReason},
 };
@@ -65,6 +66,18 @@ pub enum IpamError {
         /// Who has it.
         holder: AttachmentKey,
     },
+    /// Two pods want one port of the node.
+    #[error(
+        "the hostPort {wanted} cannot be given: {held} is {holder}'s; delete one of these pods, or give one another hostPort or hostIP"
+    )]
+    PortTaken {
+        /// What is asked for.
+        wanted: PortMapping,
+        /// What there is.
+        held: PortMapping,
+        /// Whose that is.
+        holder: String,
+    },
     /// The file is not what was written.
     #[error(
         "cannot use the address book {}: {problem}. It says which addresses pods have, so it is not guessed: put a good copy in its \
@@ -87,6 +100,7 @@ impl From<IpamError> for Refusal {
             IpamError::NoRange | IpamError::RangeTooSmall(_) => RefusalReason::RangeUnusable,
             IpamError::Full { .. } => RefusalReason::RangeFull,
             IpamError::Cooling { .. } => RefusalReason::TryAgain,
+            IpamError::PortTaken { .. } => RefusalReason::PortTaken,
             IpamError::Held { .. } | IpamError::Corrupt { .. } | IpamError::Disk(_) => RefusalReason::Failed,
         };
         Self::new(reason, error.to_string())
@@ -112,11 +126,12 @@ impl Ipam {
         Ok(Self { path, book })
     }
 
-    /// Gives an attachment its address: the one it has if it has one, else the next free one of the range after the last given.
-    /// `range` is the Node's present podCIDR. `taken` tells of addresses that are in use though the book doesn't have them.
+    /// Gives an attachment its address: the one it has if it has one, else the next free one of the range after the last given. And the
+    /// ports of the node that it asks for, which a new sandbox of a pod takes over from the old one. `range` is the Node's present podCIDR.
+    /// `taken` tells of addresses that are in use though the book doesn't have them.
     ///
     /// # Errors
-    /// There is none to give, or it could not be recorded.
+    /// There is none to give, another pod has such a port, or it could not be recorded.
     pub fn allocate(
         &mut self,
         request: &PodAdd,

@@ -378,12 +378,12 @@ proptest! {
             let patch = compiler.update(&model, &changes);
             let plan = differ.plan(compiler.desired(), &patch);
             prop_assert_eq!(kernel.carry_out(&plan.steps), Ok(()), "{:#?}", plan.steps);
-            let patch = compiler.set_host_ports(&model, host_ports.clone());
+            let patch = compiler.set_host_ports(host_ports.clone());
             let plan = differ.plan(compiler.desired(), &patch);
             prop_assert_eq!(kernel.carry_out(&plan.steps), Ok(()), "{:#?}", plan.steps);
             prop_assert_eq!(held(kernel.held()), wanted(compiler.desired()));
             let mut anew = Compiler::new(view.clone());
-            anew.set_host_ports(&model, host_ports);
+            anew.set_host_ports(host_ports);
             anew.update(&model, &Changes::all(&model));
             prop_assert_eq!(compiler.desired(), anew.desired());
             prop_assert_eq!(compiler.problems(), anew.problems());

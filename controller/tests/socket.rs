@@ -210,7 +210,13 @@ fn what_changes_something_outlives_its_client() {
 #[test]
 fn a_fault_of_the_handler_is_told() {
     let agent = Agent::new(Limits::default());
-    let add = PodAdd { attachment: key(), network: "n".to_owned(), netns: "/x".into(), pod: Default::default() };
+    let add = PodAdd {
+        attachment: key(),
+        network: "n".to_owned(),
+        netns: "/x".into(),
+        pod: Default::default(),
+        port_mappings: vec![],
+    };
     let error = agent.client().pod_add(add).unwrap_err();
     assert!(matches!(&error, ClientError::Refused(refusal) if refusal.reason == RefusalReason::Failed), "{error}");
     agent.client().pods().unwrap();
@@ -330,6 +336,7 @@ fn at_the_end_whoever_is_owed_something_gets_it_and_nobody_else_is_waited_for() 
         network: "n".to_owned(),
         netns: "/run/netns/x".into(),
         pod: shunt::attachment::PodIdentity::default(),
+        port_mappings: vec![],
     };
     // Whatever came of the first phase.
     amid_add.pod_add(add).unwrap_err();

@@ -100,10 +100,18 @@ impl Pod {
     /// # Errors
     /// The plugin refused.
     pub fn add(node: &Node, name: &str) -> Result<Self> {
+        Self::add_with(node, name, Value::Null)
+    }
+
+    /// Makes one by a network configuration that says more.
+    ///
+    /// # Errors
+    /// The plugin refused.
+    pub fn add_with(node: &Node, name: &str, extra: Value) -> Result<Self> {
         let netns = node.netns.create_beside(&format!("{}-{name}", node.netns.name()))?;
         let container = format!("{}-{name}-sandbox", node.netns.name());
         let path = netns.path().display().to_string();
-        let call = Call { command: "ADD", container: &container, netns: &path, pod: name, extra: Value::Null };
+        let call = Call { command: "ADD", container: &container, netns: &path, pod: name, extra };
         let result = answer(&call.on(node)?).with_context(|| format!("ADD of pod {name} on {}", node.name))?;
         let address = result["ips"][0]["address"].as_str().and_then(|text| text.split('/').next()?.parse().ok());
         let address = address.with_context(|| format!("the answer to ADD has no address: {result}"))?;

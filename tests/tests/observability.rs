@@ -281,6 +281,7 @@ fn amid_add(node: &Node) -> Result<(Client, AttachmentKey)> {
         network: "shunt".to_owned(),
         netns: "/proc/self/ns/net".into(),
         pod: PodIdentity::default(),
+        port_mappings: vec![],
     })?;
     Ok((plugin, attachment))
 }

@@ -1,6 +1,7 @@
 //! Everything the agent knows and does, behind one lock: cluster state and requests come in, the kernel is written. No waiting here.
 
 mod facts;
+mod host_ports;
 mod outside;
 mod reservation;
 
@@ -150,19 +151,6 @@ impl State {
         self.publish();
     }
 
-    /// What load balancers are to be told, now and whenever a port comes or goes.
-    pub(super) fn health_checks(&self) -> watch::Receiver<HealthChecks> {
-        self.health_checks.subscribe()
-    }
-
-    /// Health checks that nobody can ask for.
-    pub(super) fn note_mute_health_checks(&mut self, problems: Vec<Problem>) {
-        if self.mute != problems {
-            self.mute = problems;
-            self.note_problems();
-        }
-    }
-
     /// Follows a change of the cluster state.
     pub(super) fn cluster_changed(&mut self, source: &Source, changes: &Changes) {
         self.note_source(source);
@@ -242,6 +230,8 @@ impl State {
             }
         }
         self.mend_pods();
+        // If that fails, it is in the health and will be tried again.
+        let _ = self.follow_host_ports(None);
     }
 
     /// Pods whose host side is not as it should be are attached again; those whose interface is gone are forgotten.
@@ -318,9 +308,10 @@ impl State {
             node_port_addresses: self.options.config.node_port_addresses.clone(),
             load_balancer: self.options.config.load_balancer,
         };
-        let mut sync = Sync::new(view, model, self.health_checks.clone());
         let actual = dataplane.kernel.read_back()?;
         let survivors = pods::survivors(dataplane.kernel.netlink(), self.ipam.pods().values())?;
+        let host_ports = survivors.iter().flat_map(|(pod, _)| pod.host_ports()).collect();
+        let mut sync = Sync::new(view, model, host_ports, self.health_checks.clone());
         pods::restore(&mut dataplane, &survivors, &actual.addresses)?;
         let report = sync.reconcile(&actual, &mut dataplane.kernel)?;
         let interfaces: BTreeMap<String, u32> =
@@ -473,6 +464,7 @@ impl State {
         let Some(up) = &mut self.up else { return Err(self.not_ready()) };
         let ifindex = pods::attach(&mut up.dataplane, &pod).map_err(|error| failed(&error))?;
         up.pods.insert(key.clone(), (pod.clone(), ifindex));
+        self.follow_host_ports(None)?;
         tracing::debug!(pod = %key, address = %pod.address, "pod attached");
         self.tell(Happening::PodAttached(pod));
         Ok(())
@@ -492,6 +484,8 @@ impl State {
     }
 
     pub(super) fn pod_delete(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
+        // What leads to the pod goes before the pod does.
+        self.follow_host_ports(Some(key))?;
         let pod = self.ipam.pods().get(key).cloned();
         let interface = pod.as_ref().map_or_else(|| key.host_interface(), |pod| pod.host_interface.clone());
         let dataplane = self.up.as_mut().map(|up| &mut up.dataplane);

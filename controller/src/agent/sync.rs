@@ -16,7 +16,7 @@ use crate::{
         bpf::{BpfError, BpfKernel},
         step::{Actual, Kernel as _},
     },
-    model::{Changes, Model},
+    model::{Changes, HostPort, Model},
     problem::Problem,
     socket::{protocol::SyncReport, server::unix_ms},
 };
@@ -37,9 +37,15 @@ pub(super) struct Sync {
 }
 
 impl Sync {
-    /// The aim for a node, with nothing carried out yet.
-    pub(super) fn new(view: NodeView, model: &Model, health_checks: watch::Sender<HealthChecks>) -> Self {
+    /// The aim for a node with the host ports of its pods, and nothing carried out yet.
+    pub(super) fn new(
+        view: NodeView,
+        model: &Model,
+        host_ports: BTreeSet<HostPort>,
+        health_checks: watch::Sender<HealthChecks>,
+    ) -> Self {
         let mut compiler = Compiler::new(view);
+        compiler.set_host_ports(host_ports);
         let mut untold = compiler.update(model, &Changes::all(model)).health_checks;
         untold.extend(health_checks.borrow().ports());
         Self { compiler, differ: None, health_checks, untold }
@@ -50,9 +56,27 @@ impl Sync {
         let start = Instant::now();
         let patch = self.compiler.update(model, changes);
         self.untold.extend(&patch.health_checks);
+        self.bring_into_force(&patch, kernel, start)
+    }
+
+    /// Follows a change of this node's pods: these are all host ports there are. `None` if they are the same, and in force.
+    pub(super) fn set_host_ports(
+        &mut self,
+        host_ports: BTreeSet<HostPort>,
+        kernel: &mut BpfKernel,
+    ) -> Option<Result<SyncReport, BpfError>> {
+        if self.is_certain() && *self.compiler.host_ports() == host_ports {
+            return None;
+        }
+        let start = Instant::now();
+        let patch = self.compiler.set_host_ports(host_ports);
+        Some(self.bring_into_force(&patch, kernel, start))
+    }
+
+    fn bring_into_force(&mut self, patch: &Patch, kernel: &mut BpfKernel, start: Instant) -> Result<SyncReport, BpfError> {
         match self.differ.take() {
             Some(mut differ) => {
-                let plan = differ.plan(self.compiler.desired(), &patch);
+                let plan = differ.plan(self.compiler.desired(), patch);
                 self.carry_out(differ, plan, kernel, start)
             }
             None => {

@@ -70,6 +70,7 @@ fn add(environment: &Environment, config: &NetworkConfig) -> Result<String, CniE
         network: config.name.clone(),
         netns: path.clone(),
         pod: environment.pod.clone(),
+        port_mappings: config.port_mappings.clone(),
     })?;
     if let Err(error) = build(&netns, &node, ifname, &added) {
         undo(config, attachment);
@@ -193,6 +194,7 @@ impl From<ClientError> for CniError {
                 RefusalReason::NotReady | RefusalReason::TryAgain => code::TRY_AGAIN,
                 RefusalReason::RangeFull => code::RANGE_FULL,
                 RefusalReason::RangeUnusable => code::RANGE_UNUSABLE,
+                RefusalReason::PortTaken => code::PORT_TAKEN,
                 RefusalReason::Unknown => code::UNKNOWN_CONTAINER,
                 RefusalReason::CheckFailed => code::CHECK_FAILED,
                 RefusalReason::Failed => code::FAILED,

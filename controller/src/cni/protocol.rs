@@ -1,12 +1,14 @@
 //! What the CNI specification fixes: versions, the network configuration, results and errors, as JSON.
 
+mod port_mappings;
+
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
 use serde_json::{Map, Value, json};
 use shunt_common::net::Mac;
 
-use crate::attachment::AttachmentKey;
+use crate::attachment::{AttachmentKey, PortMapping};
 
 /// Versions of the specification that are spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +87,8 @@ pub mod code {
     pub const CHECK_FAILED: u32 = 103;
     /// The pod already has an interface of this name.
     pub const INTERFACE_EXISTS: u32 = 104;
+    /// Another pod has a host port that is asked for.
+    pub const PORT_TAKEN: u32 = 105;
 }
 
 /// An error as the runtime is told.
@@ -138,6 +142,8 @@ pub struct NetworkConfig {
     pub dns: Option<Value>,
     /// `prevResult`.
     pub prev_result: Option<PrevResult>,
+    /// `runtimeConfig.portMappings`.
+    pub port_mappings: Vec<PortMapping>,
     /// `cni.dev/valid-attachments`.
     pub valid_attachments: Option<Vec<AttachmentKey>>,
 }
@@ -175,13 +181,15 @@ impl NetworkConfig {
         Self::of(object(text)?)
     }
 
-    /// Reads a configuration without its `prevResult`: what is wrong with that must not keep a pod from being removed.
+    /// Reads a configuration without what only an ADD needs: what is wrong with that must not keep a pod from being removed.
     ///
     /// # Errors
     /// As [`NetworkConfig::parse`].
     pub fn parse_for_removal(text: &[u8]) -> Result<Self, CniError> {
         let mut config = object(text)?;
-        config.remove("prevResult");
+        for unneeded in ["prevResult", "runtimeConfig"] {
+            config.remove(unneeded);
+        }
         Self::of(config)
     }
 
@@ -230,6 +238,7 @@ impl NetworkConfig {
             agent_socket: agent_socket.into(),
             dns: dns.filter(|dns| !dns.object.is_empty()).map(|dns| Value::Object(dns.object.clone())),
             prev_result,
+            port_mappings: port_mappings::parse(fields)?,
             valid_attachments: valid_attachments.map(|list| list.iter().map(valid_attachment).collect()).transpose()?,
         })
     }
@@ -340,6 +349,7 @@ impl<'a> Fields<'a> {
         let path = match key {
             "dns" => "dns.",
             "prevResult" => "prevResult.",
+            "runtimeConfig" => "runtimeConfig.",
             _ => "",
         };
         self.get(key).map(object).transpose().map(|object| object.map(|object| Fields { object, path }))

@@ -11,15 +11,12 @@ use shunt_common::{
 };
 
 use super::{
-    Affected, Compiler,
+    Compiler,
     claims::Exposer,
     desired::{Frontend, Group, GroupKey, Owner, Patch, Scope, Target, Use},
     services::shown,
 };
-use crate::{
-    model::{HostPort, Model},
-    problem::Problem,
-};
+use crate::{model::HostPort, problem::Problem};
 
 /// What the pods of this node have in force.
 #[derive(Clone, Debug, Default)]
@@ -38,23 +35,20 @@ impl HostPorts {
 }
 
 impl Compiler {
-    /// Follows a change of the port mappings of this node's pods: these are all of them.
-    pub fn set_host_ports(&mut self, model: &Model, wanted: BTreeSet<HostPort>) -> Patch {
+    /// Follows a change of the port mappings of this node's pods: these are all of them. No Service minds: whatever it claims, it has
+    /// before any pod.
+    pub fn set_host_ports(&mut self, wanted: BTreeSet<HostPort>) -> Patch {
         let mut patch = Patch::default();
-        let mut affected = Affected::default();
         let before = std::mem::take(&mut self.host_ports.wanted);
         for gone in before.difference(&wanted) {
             let keys = self.keys_of(gone);
-            affected.contend(self.exposed.change(&Exposer::Pod(gone.clone()), &keys, &[]));
+            self.exposed.change(&Exposer::Pod(gone.clone()), &keys, &[]);
         }
         for new in wanted.difference(&before) {
             let keys = self.keys_of(new);
-            affected.contend(self.exposed.change(&Exposer::Pod(new.clone()), &[], &keys));
+            self.exposed.change(&Exposer::Pod(new.clone()), &[], &keys);
         }
         self.host_ports.wanted = wanted;
-        for name in &affected.contending {
-            self.resolve_service(model, name, &mut patch);
-        }
         self.resolve_host_ports(&mut patch);
         patch
     }

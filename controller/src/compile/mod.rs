@@ -227,7 +227,7 @@ impl Compiler {
         let host_ports = std::mem::take(&mut self.host_ports).into_wanted();
         *self = Self::new(view);
         self.update(model, &Changes::all(model));
-        self.set_host_ports(model, host_ports);
+        self.set_host_ports(host_ports);
         Patch::between(&before, &self.desired)
     }
 

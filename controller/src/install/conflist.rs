@@ -21,7 +21,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The file's text.
 #[must_use]
 pub fn text(agent_socket: &Path) -> String {
-    let plugin = json!({ "type": TYPE, "agentSocket": agent_socket });
+    let plugin = json!({ "type": TYPE, "agentSocket": agent_socket, "capabilities": { "portMappings": true } });
     format!("{:#}\n", json!({ "cniVersion": "1.1.0", "name": "shunt", "plugins": [plugin] }))
 }
 

@@ -9,7 +9,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::IpamError;
+use super::{IpamError, ports};
 use crate::{
     attachment::{AttachmentKey, Pod, pod_mac},
     socket::protocol::PodAdd,
@@ -112,7 +112,7 @@ impl Book {
     /// See [`Ipam::allocate`](super::Ipam::allocate); `now` is since 1970.
     ///
     /// # Errors
-    /// There is no address to give.
+    /// There is no address to give, or another pod has a port that is asked for.
     pub fn allocate(
         &mut self,
         request: &PodAdd,
@@ -120,11 +120,15 @@ impl Book {
         taken: impl Fn(Ipv4Addr) -> bool,
         now: Duration,
     ) -> Result<Pod, IpamError> {
+        ports::check(&self.pods, request)?;
         if let Some(pod) = self.pods.get_mut(&request.attachment) {
             pod.network.clone_from(&request.network);
             pod.netns.clone_from(&request.netns);
             pod.pod.clone_from(&request.pod);
-            return Ok(pod.clone());
+            pod.port_mappings.clone_from(&request.port_mappings);
+            let pod = pod.clone();
+            ports::take_over(&mut self.pods, &pod);
+            return Ok(pod);
         }
         let usable = self.usable(range)?;
         self.forget_cooled(now);
@@ -143,9 +147,11 @@ impl Book {
             mac: pod_mac(address),
             host_interface: request.attachment.host_interface(),
             netns: request.netns.clone(),
+            port_mappings: request.port_mappings.clone(),
         };
         self.last = Some(address);
         self.pods.insert(request.attachment.clone(), pod.clone());
+        ports::take_over(&mut self.pods, &pod);
         Ok(pod)
     }
 
@@ -282,6 +288,7 @@ mod tests {
             network: "shunt".to_owned(),
             netns: format!("/run/netns/{id}").into(),
             pod: PodIdentity { namespace: "default".to_owned(), name: id.to_owned(), uid: String::new() },
+            port_mappings: vec![],
         }
     }
 

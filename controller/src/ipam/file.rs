@@ -74,6 +74,7 @@ mod tests {
             network: "shunt".to_owned(),
             netns: "/run/netns/x".into(),
             pod: Default::default(),
+            port_mappings: vec![],
         }
     }
 

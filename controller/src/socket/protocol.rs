@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shunt_common::net::Mac;
 
 pub use crate::{
-    attachment::{AttachmentKey, Pod, PodIdentity},
+    attachment::{AttachmentKey, Pod, PodIdentity, PortMapping},
     problem::Problem,
 };
 
@@ -59,6 +59,9 @@ pub struct PodAdd {
     /// Whose attachment it is, if the runtime says so.
     #[serde(default)]
     pub pod: PodIdentity,
+    /// Ports of the node that shall lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// What the plugin needs to build the interface pair, or to check the pod's end of it.
@@ -162,6 +165,8 @@ pub enum RefusalReason {
     RangeFull,
     /// The Node has no usable pod range.
     RangeUnusable,
+    /// Another pod has a port of the node that is asked for.
+    PortTaken,
     /// No such attachment.
     Unknown,
     /// A check found something that is not as it should be.
@@ -180,6 +185,7 @@ impl RefusalReason {
             Self::TryAgain => "try_again",
             Self::RangeFull => "range_full",
             Self::RangeUnusable => "range_unusable",
+            Self::PortTaken => "port_taken",
             Self::Unknown => "unknown",
             Self::CheckFailed => "check_failed",
             Self::Failed => "failed",

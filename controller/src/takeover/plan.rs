@@ -205,6 +205,8 @@ fn pod(survey: &Survey, port: &str, end: &PodEnd, range: Ipv4Net) -> Result<Pod,
         mac: end.mac,
         host_interface: port.to_owned(),
         netns: end.netns.clone(),
+        // Those are translated by rules of the plugin portmap, which stay.
+        port_mappings: Vec::new(),
     })
 }
 

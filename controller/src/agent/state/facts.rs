@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::State;
 use crate::{
-    agent::health::Subject,
+    agent::{health::Subject, health_checks::HealthChecks},
     announce::node::TunnelEnd,
     install::InstallError,
     ipam::IpamError,
@@ -65,6 +65,19 @@ impl State {
             }
             !is_same
         });
+    }
+
+    /// What load balancers are to be told, now and whenever a port comes or goes.
+    pub(in crate::agent) fn health_checks(&self) -> watch::Receiver<HealthChecks> {
+        self.health_checks.subscribe()
+    }
+
+    /// Health checks that nobody can ask for.
+    pub(in crate::agent) fn note_mute_health_checks(&mut self, problems: Vec<Problem>) {
+        if self.mute != problems {
+            self.mute = problems;
+            self.note_problems();
+        }
     }
 
     /// The CNI installation, which is kept beside this.

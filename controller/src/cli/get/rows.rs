@@ -15,7 +15,7 @@ use shunt_common::{
 };
 
 use crate::{
-    attachment::Pod,
+    attachment::{Pod, PortMapping},
     cli::output::{Row, interface},
     kernel::read::BackendRow,
 };
@@ -89,14 +89,24 @@ pub(super) struct PodRow {
     /// The host-side end; its number if it is gone.
     interface: String,
     container_id: String,
+    /// Ports of the node that lead to it, as far as nobody else has them: see the frontends.
+    host_ports: Vec<PortMapping>,
 }
 
 impl Row for PodRow {
-    const COLUMNS: &'static [&'static str] = &["NAMESPACE", "NAME", "ADDRESS", "MAC", "INTERFACE", "CONTAINER"];
+    const COLUMNS: &'static [&'static str] = &["NAMESPACE", "NAME", "ADDRESS", "MAC", "INTERFACE", "CONTAINER", "HOST PORTS"];
 
     fn cells(&self) -> Vec<String> {
         let id: String = self.container_id.chars().take(13).collect();
-        vec![self.namespace.clone(), self.name.clone(), self.address.to_string(), self.mac.clone(), self.interface.clone(), id]
+        vec![
+            self.namespace.clone(),
+            self.name.clone(),
+            self.address.to_string(),
+            self.mac.clone(),
+            self.interface.clone(),
+            id,
+            join(&self.host_ports),
+        ]
     }
 }
 
@@ -114,6 +124,7 @@ pub(super) fn pods(addresses: &[(Ip4, Address)], known: &[Pod]) -> Vec<PodRow> {
             mac: entry.mac.to_string(),
             interface: interface(entry.ifindex),
             container_id: pod.map(|pod| pod.attachment.container_id.clone()).unwrap_or_default(),
+            host_ports: pod.map(|pod| pod.port_mappings.clone()).unwrap_or_default(),
         }
     })
     .collect()
@@ -290,10 +301,15 @@ mod tests {
             mac: pod_mac(Ipv4Addr::new(10, 1, 0, 2)),
             host_interface: "shunt0123456789".to_owned(),
             netns: "/run/netns/x".into(),
+            port_mappings: serde_json::from_str(
+                r#"[{"hostPort":80,"protocol":"tcp","containerPort":8080},
+                    {"hostPort":53,"protocol":"udp","containerPort":53,"hostIP":"192.0.2.1"}]"#,
+            )
+            .unwrap(),
         }];
         insta::assert_snapshot!(table(&pods(&addresses, &known)), @r"
-        NAMESPACE   NAME    ADDRESS    MAC                 INTERFACE   CONTAINER
-        default     web-0   10.1.0.2   00:00:00:00:00:00   -           0123456789abc
+        NAMESPACE   NAME    ADDRESS    MAC                 INTERFACE   CONTAINER       HOST PORTS
+        default     web-0   10.1.0.2   00:00:00:00:00:00   -           0123456789abc   80->8080/TCP,192.0.2.1:53->53/UDP
         ");
         assert_eq!(pods(&addresses, &[])[0].name, "", "a pod without a record is shown too");
     }

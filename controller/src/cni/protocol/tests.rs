@@ -18,7 +18,7 @@ fn a_full_configuration_is_understood() {
         "ipMasq": true,
         "ipam": {},
         "args": { "labels": [] },
-        "runtimeConfig": { "portMappings": [] },
+        "runtimeConfig": { "portMappings": [{ "hostPort": 80, "containerPort": 8080 }], "dns": {} },
         "ourOwn": { "deep": [1, null] },
         "cni.dev/valid-attachments": [{ "containerID": "c1", "ifname": "eth0", "more": 1 }],
         "prevResult": {
@@ -36,6 +36,7 @@ fn a_full_configuration_is_understood() {
     assert_eq!(parsed.agent_socket.to_str(), Some("/run/n1/agent.sock"));
     assert_eq!(parsed.dns, Some(config["dns"].clone()));
     assert_eq!(parsed.valid_attachments, Some(vec![AttachmentKey::new("c1", "eth0").unwrap()]));
+    assert_eq!(parsed.port_mappings.iter().map(ToString::to_string).collect::<Vec<_>>(), ["80->8080/TCP"]);
     let previous = parsed.prev_result.unwrap();
     assert_eq!(previous.interfaces[1].mtu, Some(1450));
     assert_eq!(previous.interfaces[1].mac, Some("72:70:0a:01:00:02".parse().unwrap()));
@@ -55,6 +56,7 @@ fn little_is_needed() {
             agent_socket: "/run/shunt/agent.sock".into(),
             dns: None,
             prev_result: None,
+            port_mappings: vec![],
             valid_attachments: None,
         }
     );
@@ -97,6 +99,7 @@ fn what_is_wrong_has_its_code_and_names_the_field() {
         ("dns", json!({ "nameservers": "10.96.0.10" }), code::CONFIG, "`dns.nameservers` must be a list"),
         ("dns", json!({ "search": [1] }), code::CONFIG, "`dns.search` must be a list of strings"),
         ("dns", json!({ "domain": 1 }), code::CONFIG, "`dns.domain` must be a string"),
+        ("runtimeConfig", json!([]), code::CONFIG, "`runtimeConfig` must be an object"),
         ("prevResult", json!("x"), code::CONFIG, "`prevResult` must be an object"),
         ("prevResult", json!({ "ips": {} }), code::CONFIG, "`prevResult.ips` must be a list"),
         ("prevResult", json!({ "ips": ["x"] }), code::CONFIG, "`prevResult.ips` must be a list of objects"),
@@ -231,8 +234,12 @@ fn json_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 24, 4, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            proptest::collection::btree_map("name|mac|mtu|address|interface|dst|containerID|ifname|search", inner, 0..4)
-                .prop_map(|map| Value::Object(map.into_iter().collect())),
+            proptest::collection::btree_map(
+                "name|mac|mtu|address|interface|dst|containerID|ifname|search|hostPort|containerPort|protocol|hostIP",
+                inner,
+                0..4
+            )
+            .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }
@@ -245,8 +252,8 @@ proptest! {
 
     #[test]
     fn no_json_panics(
-        key in proptest::sample::select(&["name", "type", "agentSocket", "ipam", "dns", "prevResult", "cni.dev/valid-attachments"][..]),
-        deep in proptest::option::of(proptest::sample::select(&["interfaces", "ips", "routes"][..])),
+        key in proptest::sample::select(&["name", "type", "agentSocket", "ipam", "dns", "prevResult", "runtimeConfig", "cni.dev/valid-attachments"][..]),
+        deep in proptest::option::of(proptest::sample::select(&["interfaces", "ips", "routes", "portMappings"][..])),
         value in json_value(),
     ) {
         let mut config = json!({ "cniVersion": "1.1.0", "name": "n", "type": "shunt" });
