@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   pod a, pod b - n1 ===cable=== n2 - pod c     shunt
-//!   pod a -------- f1 ===cable=== f2 - pod b     flannel's way
+//!   pod a, pod b - f1 ===cable=== f2 - pod c     flannel's way: a bridge and a VXLAN device
+//!   pod a -------- m1 ===cable=== m2 - pod c     the same with a collect-metadata VXLAN device
+//!   pod a -------- r1 ===cable=== r2 - pod c     plain routes, no tunnel
 //!                  b1 ===cable=== b2             the bare underlay
 //!                  v1 ===veth==== v2             a direct veth pair
 //! ```
@@ -11,7 +13,7 @@
 //! min and max are those of the single rounds. Senders and receivers share one CPU: unpinned runs have two modes. Cables
 //! cut packets to the MTU as a wire does ([`crate::topology::Wire::Offloaded`]).
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 
@@ -21,16 +23,23 @@ mod bpf;
 mod connections;
 mod control;
 mod control_files;
+mod figure;
+mod http;
 mod large;
 mod latency;
+mod machine;
 mod packets;
 mod pin;
 mod report;
 mod restart;
+mod samples;
 mod takeover;
 mod throughput;
 mod translation;
+mod usage;
 
+use arena::Arena;
+use machine::Facts;
 use report::Report;
 
 /// What to measure.
@@ -45,15 +54,14 @@ pub struct Options {
     /// Measure the rivals alone: how steady this machine is
     #[arg(long)]
     rivals_only: bool,
-    /// Names of rows, or the beginnings of them; all if left out
+    /// Write a report with plots into this directory
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Groups (data, services, control, scale), names of rows or the beginnings of them; all if left out
     rows: Vec<String>,
 }
 
 impl Options {
-    fn wants(&self, group: &str) -> bool {
-        self.rows.is_empty() || self.rows.iter().any(|row| group.starts_with(row.as_str()))
-    }
-
     fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick { 3 } else { 7 }).max(1)
     }
@@ -64,36 +72,156 @@ impl Options {
     }
 }
 
-/// A measurement of some rows of the table.
-type Measure = fn(&Options, &mut Report) -> Result<()>;
+/// What rows are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Data,
+    Services,
+    Control,
+}
 
-const GROUPS: &[(&str, Measure)] = &[
-    ("latency", latency::measure),
-    ("throughput", throughput::measure),
-    ("packets", packets::measure),
-    ("connections", connections::measure),
-    ("translation", translation::measure),
-    ("control", control::measure),
-    ("control-files", control_files::measure),
-    ("restart", restart::measure),
-    ("takeover", takeover::measure),
+impl Group {
+    /// As it is asked for.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Services => "services",
+            Self::Control => "control",
+        }
+    }
+
+    /// As a heading.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Data => "Pod to pod",
+            Self::Services => "Services",
+            Self::Control => "Change",
+        }
+    }
+
+    /// What a reader of a report has to know.
+    fn about(self) -> &'static str {
+        match self {
+            Self::Data => {
+                "`veth` is a direct veth pair, `bare` two hosts on the wire without pods: what no pod network can beat. `routes` are pods \
+                 behind bridges and plain routes without a tunnel, `flannel` the same with flannel's VXLAN device, `metadata` with a \
+                 collect-metadata one."
+            }
+            Self::Services => {
+                "Through a Service over straight to its backend, and beside what kube-proxy writes for the same cluster."
+            }
+            Self::Control => {
+                "From a change of the cluster until it is in force, what an agent costs meanwhile, and what its restart and a takeover cost \
+                 those who are connected."
+            }
+        }
+    }
+}
+
+/// A measurement of some rows of the table.
+struct Measurement {
+    group: Group,
+    name: &'static str,
+    how: How,
+}
+
+enum How {
+    /// With a lab of its own.
+    Alone(fn(&Options, &mut Report) -> Result<()>),
+    /// In the lab that all such share.
+    InArena(fn(&Arena, &Options, &mut Report) -> Result<()>),
+}
+
+impl Measurement {
+    const fn new(group: Group, name: &'static str, how: How) -> Self {
+        Self { group, name, how }
+    }
+
+    fn answers(&self, word: &str) -> bool {
+        self.group.name() == word || self.name.starts_with(word)
+    }
+}
+
+const MEASUREMENTS: &[Measurement] = &[
+    Measurement::new(Group::Data, "latency", How::InArena(latency::measure)),
+    Measurement::new(Group::Data, "throughput", How::InArena(throughput::measure)),
+    Measurement::new(Group::Data, "streams", How::InArena(throughput::measure_eight)),
+    Measurement::new(Group::Data, "packets", How::InArena(packets::measure)),
+    Measurement::new(Group::Data, "direct", How::InArena(connections::measure_direct)),
+    Measurement::new(Group::Data, "http", How::InArena(http::measure)),
+    Measurement::new(Group::Services, "connections", How::Alone(connections::measure)),
+    Measurement::new(Group::Services, "translation", How::Alone(translation::measure)),
+    Measurement::new(Group::Control, "control-api", How::Alone(control::measure)),
+    Measurement::new(Group::Control, "control-files", How::Alone(control_files::measure)),
+    Measurement::new(Group::Control, "restart", How::Alone(restart::measure)),
+    Measurement::new(Group::Control, "takeover", How::Alone(takeover::measure)),
 ];
+
+/// The measurements that some words ask for.
+fn chosen(words: &[String]) -> Result<Vec<&'static Measurement>> {
+    for word in words {
+        let names: Vec<_> = MEASUREMENTS.iter().map(|measurement| measurement.name).collect();
+        let known = MEASUREMENTS.iter().any(|measurement| measurement.answers(word));
+        ensure!(known, "no row or group is called {word}; there are: data services control {}", names.join(" "));
+    }
+    let asked = |measurement: &&Measurement| words.is_empty() || words.iter().any(|word| measurement.answers(word));
+    Ok(MEASUREMENTS.iter().filter(asked).collect())
+}
 
 /// Measures and prints.
 ///
 /// # Errors
-/// A row could not be measured, or was asked for and doesn't exist. A row that falls short is no error.
+/// A row was asked for that doesn't exist, or the report could not be written. A row that falls short or could not be measured is
+/// no error: the table says so.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let groups: Vec<_> = GROUPS.iter().filter(|(name, _)| options.wants(name)).collect();
-    let names: Vec<_> = GROUPS.iter().map(|(name, _)| *name).collect();
-    ensure!(!groups.is_empty(), "no such row; there are: {}", names.join(" "));
-    let mut report = Report::default();
-    for (name, measure) in groups {
-        eprintln!("measuring: {name}");
-        if let Err(error) = measure(options, &mut report) {
+    let chosen = chosen(&options.rows)?;
+    let (facts, mut report, mut arena) = (Facts::gather(), Report::default(), None);
+    for Measurement { group, name, how } in chosen {
+        eprintln!("{}: measuring {name}", facts.duration());
+        report.begin(*group);
+        let measured = match how {
+            How::Alone(measure) => {
+                // Its agents would take their share of the CPU.
+                arena = None;
+                measure(options, &mut report)
+            }
+            How::InArena(measure) => in_arena(&mut arena, options).and_then(|arena| measure(arena, options, &mut report)),
+        };
+        if let Err(error) = measured {
             report.unmeasured(name, &error);
         }
     }
+    drop(arena);
     report.print();
+    if let Some(dir) = &options.report {
+        report.write(dir, &facts)?;
+        eprintln!("report: {}", dir.join("README.md").display());
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn in_arena<'a>(arena: &'a mut Option<Arena>, options: &Options) -> Result<&'a Arena> {
+    let built = match arena.take() {
+        Some(standing) => standing,
+        None => Arena::build(options)?,
+    };
+    Ok(arena.insert(built))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_a_group_or_the_beginning_of_a_row() {
+        let names = |words: &[&str]| -> Result<Vec<&str>> {
+            let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+            Ok(chosen(&words)?.iter().map(|measurement| measurement.name).collect())
+        };
+        assert_eq!(names(&["control"]).unwrap(), ["control-api", "control-files", "restart", "takeover"]);
+        assert_eq!(names(&["pack", "latency"]).unwrap(), ["latency", "packets"]);
+        assert_eq!(names(&[]).unwrap().len(), MEASUREMENTS.len());
+        let refusal = names(&["latency", "speed"]).unwrap_err().to_string();
+        assert!(refusal.starts_with("no row or group is called speed; there are: data"), "{refusal}");
+    }
 }

@@ -84,8 +84,9 @@ impl FlannelNode {
         }
         let this = Self { name: name.to_owned(), number: node.number, netns_name: netns.name().to_owned(), cni_dir, vtep_mac };
         for other in &lab.plain {
-            this.add_peer(netns, other.number, &other.vtep_mac)?;
-            other.add_peer(this.number, &this.vtep_mac)?;
+            let mac = other.vtep_mac.as_deref().with_context(|| format!("{} has no tunnel", other.name))?;
+            this.add_peer(netns, other.number, mac)?;
+            other.add_peer(this.number, Some(&this.vtep_mac))?;
         }
         for other in lab.nodes.iter().filter(|other| other.name != name) {
             this.add_peer(netns, other.number, &other.vtep_mac())?;

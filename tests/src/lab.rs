@@ -29,7 +29,7 @@ use crate::{
     command,
     netns::{self, Netns},
     node::{self, Node},
-    plain::PlainNode,
+    plain::{PlainNode, Way},
     pod::Pod,
     topology::{Kind, Topology, node_address, pod_range},
     underlay::{self, Surroundings},
@@ -133,20 +133,21 @@ impl Lab {
                     )?);
                 }
                 Kind::PlainVxlan => {
-                    let node = PlainNode::new(name, number, netns)?;
-                    lab.cluster.put_node(name, node_address(number), pod_range(number), Some(&node.vtep_mac))?;
+                    let node = PlainNode::new(name, number, netns, Way::Flannel)?;
+                    lab.cluster.put_node(name, node_address(number), pod_range(number), node.vtep_mac.as_deref())?;
                     lab.plain.push(node);
                 }
+                // Another network than ours: no agent hears of them.
+                Kind::PlainRoutes => lab.plain.push(PlainNode::new(name, number, netns, Way::Routes)?),
+                Kind::PlainMetadata => lab.plain.push(PlainNode::new(name, number, netns, Way::Metadata)?),
             }
         }
         for node in &lab.plain {
-            for other in &lab.plain {
-                if other.number != node.number {
-                    node.add_peer(other.number, &other.vtep_mac)?;
-                }
+            for other in lab.plain.iter().filter(|other| other.number != node.number && other.way == node.way) {
+                node.add_peer(other.number, other.vtep_mac.as_deref())?;
             }
-            for other in &lab.nodes {
-                node.add_peer(other.number, &other.vtep_mac())?;
+            for other in lab.nodes.iter().filter(|_| node.way == Way::Flannel) {
+                node.add_peer(other.number, Some(&other.vtep_mac()))?;
             }
         }
         Ok(lab)

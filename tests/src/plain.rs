@@ -1,4 +1,5 @@
-//! A node of the plain kernel, set up as flannel's VXLAN backend sets it up: nothing of shunt is on it.
+//! A node of the plain kernel, its pods on a bridge: nothing of shunt is on it. To other nodes it goes as flannel's VXLAN backend
+//! does, by plain routes, or by a VXLAN device that takes its tunnel from the route.
 
 use std::net::Ipv4Addr;
 
@@ -6,11 +7,22 @@ use anyhow::{Context, Result};
 
 use crate::{
     netns::Netns,
-    topology::{VNI, VXLAN_PORT, node_address, pod_range},
+    topology::{MTU, VNI, VXLAN_PORT, node_address, pod_range},
     underlay::UPLINK,
 };
 
-/// The node: device `flannel.1`, bridge `cni0`, iptables for masquerading.
+/// How a plain node reaches pods of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The device `flannel.1`, a neighbour and a forwarding entry for each node: flannel's VXLAN backend.
+    Flannel,
+    /// A route by the other node's address, without a tunnel: flannel's host-gw backend.
+    Routes,
+    /// A VXLAN device in collect-metadata mode (`external`), the tunnel's end in each route.
+    Metadata,
+}
+
+/// The node: a device of its [`Way`], bridge `cni0`, iptables for masquerading.
 #[derive(Debug)]
 pub struct PlainNode {
     /// Its name in the cluster.
@@ -19,8 +31,10 @@ pub struct PlainNode {
     pub number: u8,
     /// Its namespace.
     pub netns: Netns,
-    /// The MAC of its tunnel end, as it stands in the Node's annotation.
-    pub vtep_mac: String,
+    /// How it reaches pods of others.
+    pub way: Way,
+    /// The MAC of its tunnel's end, as it stands in the Node's annotation; none without a tunnel.
+    pub vtep_mac: Option<String>,
 }
 
 /// A pod on a plain node.
@@ -34,27 +48,48 @@ pub struct PlainPod {
     pub address: Ipv4Addr,
 }
 
+/// The name of a plain node's tunnel device.
+const TUNNEL: &str = "flannel.1";
+
+impl Way {
+    /// Options of the device for a node, if there is one.
+    fn tunnel(self, number: u8) -> Option<String> {
+        match self {
+            Self::Flannel => {
+                Some(format!("id {VNI} dev {UPLINK} local {} dstport {VXLAN_PORT} nolearning", node_address(number)))
+            }
+            Self::Routes => None,
+            Self::Metadata => Some(format!("external dstport {VXLAN_PORT} nolearning")),
+        }
+    }
+
+    /// The MTU of pods: the underlay's, less the tunnel.
+    fn mtu(self) -> u32 {
+        if self == Self::Routes { MTU } else { MTU - 50 }
+    }
+}
+
 impl PlainNode {
-    pub(crate) fn new(name: &str, number: u8, netns: Netns) -> Result<Self> {
-        let local = node_address(number);
+    pub(crate) fn new(name: &str, number: u8, netns: Netns, way: Way) -> Result<Self> {
         let (base, len) = pod_range(number);
         let [a, b, c, _] = base.octets();
-        netns.ip(&format!(
-            "link add flannel.1 type vxlan id {VNI} dev {UPLINK} local {local} dstport {VXLAN_PORT} nolearning"
-        ))?;
-        // backend/vxlan/vxlan.go: the device has the range's first address as a /32.
-        netns.ip(&format!("addr add {base}/32 dev flannel.1"))?;
-        netns.ip("link set flannel.1 up")?;
+        let vtep_mac = way.tunnel(number).map(|options| -> Result<String> {
+            netns.ip(&format!("link add {TUNNEL} type vxlan {options}"))?;
+            // backend/vxlan/vxlan.go: the device has the range's first address as a /32.
+            netns.ip(&format!("addr add {base}/32 dev {TUNNEL}"))?;
+            netns.ip(&format!("link set {TUNNEL} up"))?;
+            let link = netns.ip(&format!("-o link show dev {TUNNEL}"))?;
+            let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+            Ok(mac.with_context(|| format!("{TUNNEL} has no MAC"))?.to_owned())
+        });
+        let vtep_mac = vtep_mac.transpose()?;
         netns.ip("link add cni0 type bridge")?;
         netns.ip(&format!("addr add {a}.{b}.{c}.1/{len} dev cni0"))?;
-        netns.ip("link set cni0 mtu 1450 up")?;
+        netns.ip(&format!("link set cni0 mtu {} up", way.mtu()))?;
         netns.sysctl("ipv4/ip_forward", "1")?;
         // pkg/trafficmngr/iptables: everything from pods that leaves the cluster is masqueraded.
         netns.run("iptables", "-w -t nat -A POSTROUTING -s 10.244.0.0/16 ! -d 10.244.0.0/16 -j MASQUERADE --random-fully")?;
-        let link = netns.ip("-o link show dev flannel.1")?;
-        let vtep_mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-        let vtep_mac = vtep_mac.context("flannel.1 has no MAC")?.to_owned();
-        Ok(Self { name: name.to_owned(), number, netns, vtep_mac })
+        Ok(Self { name: name.to_owned(), number, netns, way, vtep_mac })
     }
 
     /// Its address on the underlay.
@@ -63,16 +98,25 @@ impl PlainNode {
         node_address(self.number)
     }
 
-    /// Makes another node known: a route, a neighbour and a forwarding entry (flannel's `handleSubnetEvents`).
+    /// Makes another node known, with a tunnel as flannel's `handleSubnetEvents` does: a route, a neighbour and a forwarding entry.
     ///
     /// # Errors
-    /// One could not be set.
-    pub fn add_peer(&self, number: u8, vtep_mac: &str) -> Result<()> {
+    /// One could not be set, or the node has no tunnel where one is needed.
+    pub fn add_peer(&self, number: u8, vtep_mac: Option<&str>) -> Result<()> {
         let (base, len) = pod_range(number);
-        self.netns.run("ip", &format!("neigh replace {base} lladdr {vtep_mac} dev flannel.1 nud permanent"))?;
-        self.netns
-            .run("bridge", &format!("fdb append {vtep_mac} dev flannel.1 dst {} self permanent", node_address(number)))?;
-        self.netns.ip(&format!("route replace {base}/{len} via {base} dev flannel.1 onlink")).map(drop)
+        let remote = node_address(number);
+        let route = |way: &str| self.netns.ip(&format!("route replace {base}/{len} {way}")).map(drop);
+        if self.way == Way::Routes {
+            return route(&format!("via {remote} dev {UPLINK}"));
+        }
+        let mac = vtep_mac.with_context(|| format!("{} needs the MAC of node {number}'s tunnel", self.name))?;
+        self.netns.run("ip", &format!("neigh replace {base} lladdr {mac} dev {TUNNEL} nud permanent"))?;
+        let through = format!("via {base} dev {TUNNEL} onlink");
+        if self.way == Way::Metadata {
+            return route(&format!("encap ip id {VNI} dst {remote} {through}"));
+        }
+        self.netns.run("bridge", &format!("fdb append {mac} dev {TUNNEL} dst {remote} self permanent"))?;
+        route(&through)
     }
 
     /// A pod on the bridge; `index` is the last byte of its address.
@@ -82,8 +126,8 @@ impl PlainNode {
     pub fn pod(&self, name: &str, index: u8) -> Result<PlainPod> {
         let netns = self.netns.create_beside(&format!("{}-{name}", self.netns.name()))?;
         let [a, b, c, _] = pod_range(self.number).0.octets();
-        let address = Ipv4Addr::new(a, b, c, index);
-        self.netns.ip(&format!("link add veth-{index} mtu 1450 type veth peer name eth0 mtu 1450 netns {}", netns.name()))?;
+        let (address, mtu) = (Ipv4Addr::new(a, b, c, index), self.way.mtu());
+        self.netns.ip(&format!("link add veth-{index} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", netns.name()))?;
         self.netns.ip(&format!("link set veth-{index} master cni0 up"))?;
         netns.ip(&format!("addr add {address}/24 dev eth0"))?;
         netns.ip("link set eth0 up")?;

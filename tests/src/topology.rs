@@ -42,6 +42,10 @@ pub enum Kind {
     Shunt,
     /// The kernel, configured as flannel's VXLAN backend does.
     PlainVxlan,
+    /// The kernel, routing without a tunnel.
+    PlainRoutes,
+    /// The kernel, with a collect-metadata VXLAN device.
+    PlainMetadata,
     /// Nobody: a host on the underlay, no member of the cluster.
     Bare,
 }

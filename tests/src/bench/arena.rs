@@ -2,12 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::{
-    Options,
-    report::{Figure, Goal, Report, median},
-};
+use super::Options;
 use crate::{
     lab::Lab,
     netns::Netns,
@@ -28,6 +25,10 @@ const ARENA: Topology = Topology {
         node("f2", Kind::PlainVxlan),
         node("b1", Kind::Bare),
         node("b2", Kind::Bare),
+        node("r1", Kind::PlainRoutes),
+        node("r2", Kind::PlainRoutes),
+        node("m1", Kind::PlainMetadata),
+        node("m2", Kind::PlainMetadata),
     ],
     fabric: Fabric::Cables,
     wire: Wire::Offloaded,
@@ -39,7 +40,9 @@ const VETH: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(198, 
 pub(crate) struct Arena {
     pub(crate) lab: Lab,
     veth: [Netns; 2],
-    plain: [PlainPod; 2],
+    flannel: [PlainPod; 3],
+    routes: [PlainPod; 2],
+    metadata: [PlainPod; 2],
     /// Two on one node, one on the other; none if rivals are alone.
     pub(crate) pods: Option<[Pod; 3]>,
 }
@@ -65,28 +68,33 @@ impl Arena {
             netns.ip(&format!("addr add {address}/24 dev eth0"))?;
             netns.ip("link set eth0 up")?;
         }
-        let plain = [lab.plain[0].pod("a", 10)?, lab.plain[1].pod("b", 10)?];
+        let [f1, f2, r1, r2, m1, m2] = std::array::from_fn(|index| &lab.plain[index]);
+        let flannel = [f1.pod("a", 10)?, f1.pod("b", 11)?, f2.pod("c", 10)?];
+        let routes = [r1.pod("a", 10)?, r2.pod("c", 10)?];
+        let metadata = [m1.pod("a", 10)?, m2.pod("c", 10)?];
         let pods =
             if options.rivals_only { None } else { Some([lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?]) };
-        Ok(Self { lab, veth, plain, pods })
+        Ok(Self { lab, veth, flannel, routes, metadata, pods })
     }
 
-    /// A direct veth pair, then two pods of ours on one node.
+    /// A direct veth pair, two pods on flannel's bridge, then two pods of ours on one node.
     pub(crate) fn same_node(&self) -> Vec<Contender<'_>> {
-        let mut contenders = vec![Contender {
-            name: "veth",
-            client: &self.veth[0],
-            client_address: VETH[0],
-            server: &self.veth[1],
-            server_address: VETH[1],
-        }];
+        let mut contenders = vec![
+            Contender {
+                name: "veth",
+                client: &self.veth[0],
+                client_address: VETH[0],
+                server: &self.veth[1],
+                server_address: VETH[1],
+            },
+            of_plain("flannel", &self.flannel[0], &self.flannel[1]),
+        ];
         contenders.extend(self.pods.as_ref().map(|[a, b, _]| of_pods(a, b)));
         contenders
     }
 
-    /// The bare underlay, flannel's way, then two pods of ours.
+    /// The bare underlay, the kernel's ways across it, then two pods of ours.
     pub(crate) fn cross_node(&self) -> Vec<Contender<'_>> {
-        let [one, other] = &self.plain;
         let mut contenders = vec![
             Contender {
                 name: "bare",
@@ -95,16 +103,22 @@ impl Arena {
                 server: &self.lab.bare[1],
                 server_address: node_address(6),
             },
-            Contender {
-                name: "flannel",
-                client: &one.netns,
-                client_address: one.address,
-                server: &other.netns,
-                server_address: other.address,
-            },
+            of_plain("routes", &self.routes[0], &self.routes[1]),
+            of_plain("flannel", &self.flannel[0], &self.flannel[2]),
+            of_plain("metadata", &self.metadata[0], &self.metadata[1]),
         ];
         contenders.extend(self.pods.as_ref().map(|[a, _, c]| of_pods(a, c)));
         contenders
+    }
+}
+
+fn of_plain<'a>(name: &'static str, client: &'a PlainPod, server: &'a PlainPod) -> Contender<'a> {
+    Contender {
+        name,
+        client: &client.netns,
+        client_address: client.address,
+        server: &server.netns,
+        server_address: server.address,
     }
 }
 
@@ -115,43 +129,5 @@ fn of_pods<'a>(client: &'a Pod, server: &'a Pod) -> Contender<'a> {
         client_address: client.address,
         server: &server.netns,
         server_address: server.address,
-    }
-}
-
-/// Samples of each contender, in the contenders' order.
-pub(crate) struct Samples {
-    names: Vec<&'static str>,
-    values: Vec<Vec<f64>>,
-}
-
-impl Samples {
-    /// Lets contenders take turns for some rounds, after one that doesn't count.
-    pub(crate) fn take(
-        rounds: usize,
-        contenders: &[Contender<'_>],
-        mut sample: impl FnMut(&Contender<'_>) -> Result<f64>,
-    ) -> Result<Self> {
-        let mut values = vec![Vec::new(); contenders.len()];
-        for round in 0..=rounds {
-            for (contender, values) in contenders.iter().zip(&mut values) {
-                let value = sample(contender).with_context(|| contender.name)?;
-                if round > 0 {
-                    values.push(value);
-                }
-            }
-        }
-        Ok(Self { names: contenders.iter().map(|contender| contender.name).collect(), values })
-    }
-
-    fn of(&self, name: &str) -> Option<&[f64]> {
-        let index = self.names.iter().position(|known| *known == name)?;
-        Some(&self.values[index])
-    }
-
-    /// A row: ours over a rival's.
-    pub(crate) fn row(&self, report: &mut Report, name: &str, ours: &str, rival: &str, goal: Goal, unit: &str) {
-        let (Some(our), Some(their)) = (self.of(ours), self.of(rival)) else { return };
-        let detail = format!("{ours} {:.1} {unit}, {rival} {:.1} {unit}", median(our), median(their));
-        report.row(name, goal, "", Figure::ratio(our, their), detail);
     }
 }

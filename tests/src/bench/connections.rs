@@ -14,10 +14,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, s
 
 use super::{
     Options,
-    arena::{Arena, Contender, Samples},
+    arena::{Arena, Contender},
     large::{SYNTHETIC, wait_for_services},
     pin,
-    report::{Goal, Report},
+    report::{Better, Curve, Goal, Report},
+    samples::{Sample, Samples},
 };
 use crate::{
     cluster::{Endpoint, Port},
@@ -30,10 +31,23 @@ use crate::{
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 10);
 const PORT: u16 = 8080;
 
+/// Connections straight to a pod.
+pub(super) fn measure_direct(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
+    for (place, contenders) in [("same node", arena.same_node()), ("cross node", arena.cross_node())] {
+        let samples = Samples::take(options.rounds(), &contenders, |contender| {
+            let listener = contender.server.inside(|| TcpListener::bind((contender.server_address, PORT)))?;
+            rate(contender, &listener, period(options))
+        })?;
+        samples.publish(report, &format!("TCP connections, {place}"), "k/s", Better::More, Some("connection"));
+        let name = format!("{place}, connections/s over flannel's way");
+        samples.row(report, &name, "shunt", "flannel", Goal::AtLeast(1.0), "k/s");
+    }
+    Ok(())
+}
+
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let arena = Arena::build(options)?;
     let Some([client, backend, _]) = &arena.pods else { return Ok(()) };
-    let period = Duration::from_millis(if options.quick { 300 } else { 1000 });
     let direct = Contender {
         name: "direct",
         client: &client.netns,
@@ -47,31 +61,43 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     arena.lab.cluster.put_endpoints("web", &ports, &[Endpoint::ready(backend.address, &backend.node)])?;
     let listener = backend.netns.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
 
-    for many in [false, true] {
-        // With the one that is measured: 10 and 10,000.
-        let cluster = Cluster { services: if many { SYNTHETIC.services - 1 } else { 9 }, ..SYNTHETIC };
+    let sizes: &[u32] = if options.quick { &[10, 10_000] } else { &[10, 1_000, 10_000, 30_000] };
+    let mut lines = contenders.map(|contender| (contender.name, Vec::new()));
+    for size in sizes {
+        // One of them is the one that is measured.
+        let cluster = Cluster { services: size - 1, ..SYNTHETIC };
         cluster.write(arena.lab.cluster.dir())?;
-        wait_for_services(arena.lab.node("n1"), u64::from(cluster.services) + 1)?;
+        wait_for_services(arena.lab.node("n1"), u64::from(*size))?;
         eventually(SOON, || rate(&contenders[1], &listener, Duration::from_millis(10)))?;
-        let samples = Samples::take(options.rounds(), &contenders, |contender| rate(contender, &listener, period))?;
-        let name = format!("ClusterIP connections/s over direct, {} Services", cluster.services + 1);
+        let samples = Samples::take(options.rounds(), &contenders, |contender| rate(contender, &listener, period(options)))?;
+        let name = format!("ClusterIP connections/s over direct, {size} Services");
         samples.row(report, &name, "service", "direct", Goal::AtLeast(0.93), "k/s");
+        for (name, points) in &mut lines {
+            points.extend(samples.figure(name).map(|figure| (f64::from(*size), figure)));
+        }
     }
+    let title = "TCP connections through a ClusterIP, same node".to_owned();
+    report.curve(Curve { title, size: "Services", unit: "k/s", lines: lines.to_vec() });
     Ok(())
 }
 
+fn period(options: &Options) -> Duration {
+    Duration::from_millis(if options.quick { 300 } else { 1000 })
+}
+
 /// Thousands of connections a second.
-fn rate(contender: &Contender<'_>, listener: &TcpListener, period: Duration) -> Result<f64> {
+fn rate(contender: &Contender<'_>, listener: &TcpListener, period: Duration) -> Result<Sample> {
     let to = SockaddrIn::from(SocketAddrV4::new(contender.server_address, PORT));
     contender.client.inside(|| {
         pin::here();
-        let mut connections = 0u64;
+        let mut connections = 0u32;
         let start = Instant::now();
         while start.elapsed() < period {
             connection(&to, listener).with_context(|| format!("connection {connections}"))?;
             connections += 1;
         }
-        Ok(connections as f64 / start.elapsed().as_secs_f64() / 1000.0)
+        let work = f64::from(connections);
+        Ok(Sample { values: [work / start.elapsed().as_secs_f64() / 1000.0], work })
     })
 }
 

@@ -18,8 +18,9 @@ use serde_json::Value;
 use super::{
     Options,
     bare_client::BareClient,
+    figure::{Figure, percentile},
     large::{ALONE, Frontends, SYNTHETIC, cpu_seconds, peak_mebibytes, resident_mebibytes, wait_for_services},
-    report::{Figure, Goal, Report, percentile},
+    report::{Goal, Report},
 };
 use crate::{api_server::ApiServer, lab::Lab, node::Node};
 

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     Options,
+    figure::Figure,
     large::{ALONE, Frontends, SYNTHETIC, cpu_seconds, resident_mebibytes, wait_for_services},
-    report::{Figure, Goal, Report},
+    report::{Goal, Report},
 };
 use crate::lab::Lab;
 

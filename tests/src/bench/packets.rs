@@ -10,38 +10,57 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
     Options,
-    arena::{Arena, Contender, Samples},
+    arena::{Arena, Contender},
     pin,
-    report::{Goal, Report},
+    report::{Better, Goal, Report},
+    samples::{Sample, Samples},
 };
 
 const PORT: u16 = 7002;
 /// Bytes of UDP payload in a packet of 64 bytes, link header and frame check included.
-const PAYLOAD: usize = 18;
+const SMALL: usize = 18;
+/// Bytes of UDP payload in a packet of 1,400 bytes, counted so.
+const LARGE: usize = 1354;
 const BATCH: usize = 64;
 
-pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
-    let arena = Arena::build(options)?;
+pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
     let period = Duration::from_millis(if options.quick { 300 } else { 400 });
-    let cross = Samples::take(options.many_rounds(), &arena.cross_node(), |contender| kilopackets(contender, period))?;
-    cross.row(report, "cross node, 64 B packets/s over bare", "shunt", "bare", Goal::AtLeast(0.75), "k/s");
-    cross.row(report, "cross node, 64 B packets/s over flannel's way", "shunt", "flannel", Goal::AtLeast(1.4), "k/s");
-    cross.row(report, "(flannel's way over bare)", "flannel", "bare", Goal::None, "k/s");
+    for (size, payload, rounds) in [("64 B", SMALL, options.many_rounds()), ("1,400 B", LARGE, options.rounds())] {
+        let take = |contenders: &[Contender<'_>]| {
+            Samples::take(rounds, contenders, |contender| kilopackets(contender, payload, period))
+        };
+        let (small, title) = (payload == SMALL, format!("UDP packets of {size}"));
+        let same = take(&arena.same_node())?;
+        same.publish(report, &format!("{title}, same node"), "k/s", Better::More, Some("packet"));
+        let name = format!("same node, {size} packets/s over flannel's way");
+        same.row(report, &name, "shunt", "flannel", Goal::AtLeast(1.0), "k/s");
+
+        let cross = take(&arena.cross_node())?;
+        cross.publish(report, &format!("{title}, cross node"), "k/s", Better::More, Some("packet"));
+        let goal = if small { Goal::AtLeast(0.75) } else { Goal::None };
+        cross.row(report, &format!("cross node, {size} packets/s over bare"), "shunt", "bare", goal, "k/s");
+        let goal = Goal::AtLeast(if small { 1.4 } else { 1.0 });
+        cross.row(report, &format!("cross node, {size} packets/s over flannel's way"), "shunt", "flannel", goal, "k/s");
+        cross.row(report, "(flannel's way over bare)", "flannel", "bare", Goal::None, "k/s");
+    }
     Ok(())
 }
 
 /// Packets that arrived, in thousands a second.
-fn kilopackets(contender: &Contender<'_>, period: Duration) -> Result<f64> {
+fn kilopackets(contender: &Contender<'_>, payload: usize, period: Duration) -> Result<Sample> {
     let server = contender.server.inside(|| UdpSocket::bind((contender.server_address, PORT)))?;
+    // A batch of large packets, each in a buffer that some contender made anew, is more than the default.
+    setsockopt(&server, sockopt::RcvBufForce, &(BATCH * 16_384))?;
     let client = contender.client.inside(|| UdpSocket::bind((contender.client_address, PORT)))?;
     client.connect((contender.server_address, PORT))?;
     std::thread::scope(|scope| {
-        let worker = scope.spawn(|| -> Result<f64> {
+        let worker = scope.spawn(|| -> Result<Sample> {
             pin::here();
-            let mut batch = Batch::new();
+            let mut batch = Batch::new(payload);
             let (mut sent, mut received) = (0u64, 0u64);
             let start = Instant::now();
             while start.elapsed() < period {
@@ -50,7 +69,8 @@ fn kilopackets(contender: &Contender<'_>, period: Duration) -> Result<f64> {
             }
             let took = start.elapsed();
             ensure!(received * 100 > sent * 99, "{} of {sent} packets lost", sent - received);
-            Ok(received as f64 / took.as_secs_f64() / 1000.0)
+            let work = received as f64;
+            Ok(Sample { values: [work / took.as_secs_f64() / 1000.0], work })
         });
         worker.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?
     })
@@ -58,16 +78,19 @@ fn kilopackets(contender: &Contender<'_>, period: Duration) -> Result<f64> {
 
 /// Buffers and headers for `sendmmsg` and `recvmmsg`. The headers point into the boxed buffers, which never move.
 struct Batch {
-    _buffers: Box<[[u8; PAYLOAD]; BATCH]>,
+    _buffers: Vec<[u8; LARGE]>,
     _vectors: Box<[libc::iovec; BATCH]>,
     headers: Box<[libc::mmsghdr; BATCH]>,
 }
 
 impl Batch {
-    fn new() -> Self {
-        let mut buffers = Box::new([[1; PAYLOAD]; BATCH]);
-        let at = |buffer: &mut [u8; PAYLOAD]| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: PAYLOAD };
-        let mut vectors = Box::new(buffers.each_mut().map(at));
+    /// Of packets with so many bytes of payload, at most [`LARGE`].
+    fn new(payload: usize) -> Self {
+        let mut buffers = vec![[1; LARGE]; BATCH];
+        let mut vectors = Box::new(std::array::from_fn(|index| libc::iovec {
+            iov_base: buffers[index].as_mut_ptr().cast(),
+            iov_len: payload.min(LARGE),
+        }));
         let headers = Box::new(vectors.each_mut().map(|vector| {
             // SAFETY: all zeroes is a valid value of this plain C structure: no address, no control data.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };

@@ -1,6 +1,17 @@
-//! The table.
+//! What was measured: rows beside their goals for the terminal, comparisons and curves besides for a report with plots.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::Path};
+
+use anyhow::Result;
+
+use super::{
+    Group,
+    figure::{Figure, shown},
+    machine::Facts,
+};
+
+mod markdown;
+mod plot;
 
 /// What a figure has to reach.
 #[derive(Clone, Copy, Debug)]
@@ -29,52 +40,7 @@ impl Goal {
     }
 }
 
-/// A figure with its spread over the rounds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figure {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-}
-
-impl Figure {
-    /// Of single values.
-    pub(crate) fn of(values: &[f64]) -> Self {
-        let sorted = sorted(values);
-        let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-        Self { median: median(values), min: end(sorted.first()), max: end(sorted.last()) }
-    }
-
-    /// The ratio of two contenders' medians; min and max of the ratios round by round.
-    pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> Self {
-        let rounds: Vec<f64> = ours.iter().zip(theirs).map(|(our, their)| our / their).collect();
-        Self { median: median(ours) / median(theirs), ..Self::of(&rounds) }
-    }
-}
-
-/// The median; not a number if there are none.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let sorted = sorted(values);
-    match sorted.len() {
-        0 => f64::NAN,
-        len if len % 2 == 1 => sorted[len / 2],
-        len => f64::midpoint(sorted[len / 2 - 1], sorted[len / 2]),
-    }
-}
-
-/// The value that a share of all values doesn't exceed (the nearest rank); not a number if there are none.
-pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
-    let sorted = sorted(values);
-    let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize;
-    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
-}
-
-fn sorted(values: &[f64]) -> Vec<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted
-}
-
+/// A figure beside its goal.
 #[derive(Debug)]
 struct Row {
     name: String,
@@ -88,40 +54,9 @@ impl Row {
     fn short(&self) -> bool {
         !matches!(self.goal, Goal::None) && !self.figure.is_some_and(|figure| self.goal.reached(figure.median))
     }
-}
 
-/// Rows as they come.
-#[derive(Debug, Default)]
-pub(crate) struct Report {
-    rows: Vec<Row>,
-}
-
-impl Report {
-    /// Adds a row; `unit` is empty for a ratio.
-    pub(crate) fn row(&mut self, name: &str, goal: Goal, unit: &'static str, figure: Figure, detail: String) {
-        self.rows.push(Row { name: name.to_owned(), goal, unit, figure: Some(figure), detail });
-    }
-
-    /// Adds rows that could not be measured: they fall short.
-    pub(crate) fn unmeasured(&mut self, name: &str, error: &anyhow::Error) {
-        let detail = format!("not measured: {error:#}");
-        self.rows.push(Row { name: name.to_owned(), goal: Goal::AtLeast(f64::INFINITY), unit: "", figure: None, detail });
-    }
-
-    /// Prints the table and, last, `N rows, M short`.
-    pub(crate) fn print(&self) {
-        println!("{:<50} {:>10} {:>10} {:>8} {:>8}", "", "goal", "measured", "min", "max");
-        for row in &self.rows {
-            println!("{}", row.line());
-        }
-        let rows = self.rows.iter().filter(|row| !matches!(row.goal, Goal::None));
-        println!("\n{} rows, {} short", rows.clone().count(), rows.filter(|row| row.short()).count());
-    }
-}
-
-impl Row {
     fn line(&self) -> String {
-        let mut line = format!("{:<50}", self.name);
+        let mut line = format!("{:<56}", self.name);
         if let Some(figure) = self.figure {
             let measured = format!("{:.2}{}", figure.median, self.unit);
             let _ = write!(line, " {:>10} {measured:>10} {:>8.2} {:>8.2}", self.goal.shown(self.unit), figure.min, figure.max);
@@ -132,20 +67,134 @@ impl Row {
     }
 }
 
+/// One thing measured of several contenders that took turns.
+#[derive(Clone, Debug)]
+pub(crate) struct Comparison {
+    pub(crate) title: String,
+    pub(crate) unit: &'static str,
+    pub(crate) better: Better,
+    /// The first is the one that the others are held against.
+    pub(crate) contenders: Vec<Standing>,
+}
+
+/// Which end of the scale is the good one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Better {
+    More,
+    Less,
+}
+
+/// How one contender did.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) name: &'static str,
+    pub(crate) figure: Figure,
+    /// CPU time of the whole machine for one piece of work in microseconds, and what a piece is.
+    pub(crate) cpu: Option<(f64, &'static str)>,
+}
+
+/// One thing measured at several sizes.
+#[derive(Clone, Debug)]
+pub(crate) struct Curve {
+    pub(crate) title: String,
+    /// What is more of from left to right: on a logarithmic scale.
+    pub(crate) size: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) lines: Vec<(&'static str, Vec<(f64, Figure)>)>,
+}
+
+/// All of a group.
+#[derive(Debug)]
+struct Chapter {
+    group: Group,
+    rows: Vec<Row>,
+    comparisons: Vec<Comparison>,
+    curves: Vec<Curve>,
+}
+
+/// What comes in, in the order in which it comes.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    chapters: Vec<Chapter>,
+}
+
+impl Report {
+    /// What comes from now on belongs to a group.
+    pub(crate) fn begin(&mut self, group: Group) {
+        if self.chapters.last().is_none_or(|chapter| chapter.group != group) {
+            self.chapters.push(Chapter { group, rows: Vec::new(), comparisons: Vec::new(), curves: Vec::new() });
+        }
+    }
+
+    fn chapter(&mut self) -> &mut Chapter {
+        if self.chapters.is_empty() {
+            self.begin(Group::Data);
+        }
+        let last = self.chapters.len() - 1;
+        &mut self.chapters[last]
+    }
+
+    /// Adds a row; `unit` is empty for a ratio.
+    pub(crate) fn row(&mut self, name: &str, goal: Goal, unit: &'static str, figure: Figure, detail: String) {
+        self.chapter().rows.push(Row { name: name.to_owned(), goal, unit, figure: Some(figure), detail });
+    }
+
+    /// Adds rows that could not be measured: they fall short.
+    pub(crate) fn unmeasured(&mut self, name: &str, error: &anyhow::Error) {
+        let detail = format!("not measured: {error:#}");
+        let goal = Goal::AtLeast(f64::INFINITY);
+        self.chapter().rows.push(Row { name: name.to_owned(), goal, unit: "", figure: None, detail });
+    }
+
+    /// Adds what a written report shows in absolute figures.
+    pub(crate) fn comparison(&mut self, comparison: Comparison) {
+        self.chapter().comparisons.push(comparison);
+    }
+
+    /// Adds what a written report plots over a size.
+    pub(crate) fn curve(&mut self, curve: Curve) {
+        self.chapter().curves.push(curve);
+    }
+
+    /// Prints the table and, last, `N rows, M short`.
+    pub(crate) fn print(&self) {
+        println!("{:<56} {:>10} {:>10} {:>8} {:>8}", "", "goal", "measured", "min", "max");
+        for chapter in &self.chapters {
+            println!("{}", chapter.group.name());
+            for row in &chapter.rows {
+                println!("{}", row.line());
+            }
+        }
+        println!("\n{}", self.summary());
+    }
+
+    /// `N rows, M short`, of those with a goal.
+    fn summary(&self) -> String {
+        let rows = self.chapters.iter().flat_map(|chapter| &chapter.rows);
+        let rows = rows.filter(|row| !matches!(row.goal, Goal::None));
+        format!("{} rows, {} short", rows.clone().count(), rows.filter(|row| row.short()).count())
+    }
+
+    /// Writes `README.md` and its plots into a directory, which is made.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub(crate) fn write(&self, dir: &Path, facts: &Facts) -> Result<()> {
+        markdown::write(self, dir, facts)
+    }
+}
+
+impl Comparison {
+    /// A contender's figure over that of the first.
+    fn of_the_first(&self, standing: &Standing) -> Option<String> {
+        let first = self.contenders.first()?;
+        Some(shown(standing.figure.median / first.figure.median))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_ratio_is_of_medians_and_its_spread_of_rounds() {
-        let figure = Figure::ratio(&[2.0, 4.0, 9.0], &[2.0, 2.0, 3.0]);
-        assert_eq!((figure.median, figure.min, figure.max), (2.0, 1.0, 3.0));
-        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
-        assert!(median(&[]).is_nan());
-        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!((percentile(&hundred, 0.5), percentile(&hundred, 0.99), percentile(&[7.0], 0.99)), (50.0, 99.0, 7.0));
-        assert!(percentile(&[], 0.5).is_nan());
-    }
 
     #[test]
     fn only_rows_with_a_goal_fall_short() {
@@ -154,6 +203,7 @@ mod tests {
         report.row("b", Goal::AtLeast(1.0), "", Figure::of(&[1.1]), String::new());
         report.row("c", Goal::None, "", Figure::of(&[1.1]), String::new());
         report.unmeasured("d", &anyhow::anyhow!("no iperf3"));
-        assert_eq!(report.rows.iter().map(Row::short).collect::<Vec<_>>(), [true, false, false, true]);
+        let short: Vec<_> = report.chapters[0].rows.iter().map(Row::short).collect();
+        assert_eq!((short.as_slice(), report.summary().as_str()), ([true, false, false, true].as_slice(), "3 rows, 2 short"));
     }
 }

@@ -16,7 +16,8 @@ use shunt::kernel::pins::PinDir;
 use super::{
     Options,
     bpf::program_of_link,
-    report::{Figure, Goal, Report},
+    figure::Figure,
+    report::{Goal, Report},
 };
 use crate::{
     lab::Lab,

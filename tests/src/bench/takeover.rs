@@ -13,7 +13,8 @@ use anyhow::{Context, Result};
 
 use super::{
     Options,
-    report::{Figure, Goal, Report},
+    figure::Figure,
+    report::{Goal, Report},
 };
 use crate::{
     cluster::Endpoint,

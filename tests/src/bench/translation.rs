@@ -13,8 +13,9 @@ use shunt_common::verdict::Counter;
 use super::{
     Options,
     bpf::{Program, ProgramArray, program_of_link},
+    figure::{Figure, median},
     pin,
-    report::{Figure, Goal, Report, median},
+    report::{Goal, Report},
 };
 use crate::{
     lab::Lab,

@@ -1,0 +1,167 @@
+//! A report for readers who were not there.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{Better, Chapter, Comparison, Curve, Report, Row, plot, shown};
+use crate::bench::machine::Facts;
+
+/// What no figure of a lab can show.
+const LIMITS: &str = "\
+- Wires are veth pairs. A NIC has queues, interrupts, DMA and its own offloads: it makes every contender slower and the differences
+  between them smaller in relation. XDP in a NIC's driver runs before a packet's buffer is a kernel's; on veth it runs after.
+- Both ends of a path, and all between, share one CPU: a rate is what the whole path costs, not what one machine of a pair could carry.
+  CPU figures are of the whole machine, from the kernel's accounting (`/proc/stat`, ticks of 10 ms).
+- Segments are cut to the MTU before the wire, as a wire has them; checksums there are left to a NIC that does them for nothing.
+- Ratios are of medians over rounds in which contenders took turns; min and max are of single rounds. Absolute figures belong to this
+  machine.
+";
+
+/// See [`Report::write`].
+pub(super) fn write(report: &Report, dir: &Path, facts: &Facts) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut text = String::from("# Benchmark\n\n");
+    let _ = writeln!(text, "{}, measured by\n\n    {}\n\nin {}.\n", report.summary(), facts.command, facts.duration());
+    let _ = writeln!(text, "## Machine\n\n| | |\n| --- | --- |");
+    for (name, fact) in &facts.list {
+        let _ = writeln!(text, "| {name} | {} |", cell(fact));
+    }
+    let _ = writeln!(text, "\n## What these figures cannot show\n\n{LIMITS}");
+    for chapter in &report.chapters {
+        chapter_of(chapter, dir, &mut text)?;
+    }
+    let path = dir.join("README.md");
+    fs::write(&path, text.trim_end().to_owned() + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn chapter_of(chapter: &Chapter, dir: &Path, text: &mut String) -> Result<()> {
+    let _ = writeln!(text, "## {}\n\n{}\n", chapter.group.title(), chapter.group.about());
+    if !chapter.rows.is_empty() {
+        let _ = writeln!(text, "| | goal | measured | min | max | | |\n| --- | --- | --- | --- | --- | --- | --- |");
+        for row in &chapter.rows {
+            let _ = writeln!(text, "{}", line(row));
+        }
+        text.push('\n');
+    }
+    for curve in &chapter.curves {
+        let file = file_of(dir, &curve.title);
+        plot::curve(&file, curve)?;
+        let _ = writeln!(text, "### {}\n\n{}", curve.title, image(&file, &curve.title));
+        table_of_curve(curve, text);
+    }
+    for comparison in &chapter.comparisons {
+        let file = file_of(dir, &comparison.title);
+        plot::bars(&file, comparison)?;
+        let _ = writeln!(text, "### {}\n\n{}", comparison.title, image(&file, &comparison.title));
+        table_of_comparison(comparison, text);
+    }
+    Ok(())
+}
+
+fn line(row: &Row) -> String {
+    let verdict = if row.short() { "**short**" } else { "" };
+    let (name, detail) = (cell(&row.name), cell(&row.detail));
+    let Some(figure) = row.figure else { return format!("| {name} | | | | | {verdict} | {detail} |") };
+    let [median, min, max] = [figure.median, figure.min, figure.max].map(shown);
+    format!("| {name} | {} | {median}{} | {min} | {max} | {verdict} | {detail} |", row.goal.shown(row.unit), row.unit)
+}
+
+fn table_of_curve(curve: &Curve, text: &mut String) {
+    let sizes = curve.lines.first().map(|(_, points)| points.as_slice()).unwrap_or_default();
+    let heads: String = sizes.iter().fold(String::new(), |heads, (size, _)| heads + &format!(" {size} |"));
+    let _ = writeln!(text, "| {}, by {} |{heads}\n| --- |{}", curve.unit, curve.size, " --- |".repeat(sizes.len()));
+    for (name, points) in &curve.lines {
+        let cells = points.iter().fold(String::new(), |cells, (_, figure)| {
+            cells + &format!(" {} ({}-{}) |", shown(figure.median), shown(figure.min), shown(figure.max))
+        });
+        let _ = writeln!(text, "| {name} |{cells}");
+    }
+    text.push('\n');
+}
+
+fn table_of_comparison(comparison: &Comparison, text: &mut String) {
+    let better = if comparison.better == Better::More { "more" } else { "less" };
+    let work = comparison.contenders.iter().find_map(|standing| standing.cpu).map(|(_, work)| work);
+    let first = comparison.contenders.first().map_or("", |standing| standing.name);
+    let _ = write!(text, "| {} ({better} is better) | median | min | max | over {first} |", comparison.unit);
+    let cpu = work.map_or(String::new(), |work| format!(" CPU us per {work} |"));
+    let _ = writeln!(text, "{cpu}\n| --- | --- | --- | --- | --- |{}", if work.is_some() { " --- |" } else { "" });
+    for standing in &comparison.contenders {
+        let [median, min, max] = [standing.figure.median, standing.figure.min, standing.figure.max].map(shown);
+        let over = comparison.of_the_first(standing).unwrap_or_default();
+        let _ = write!(text, "| {} | {median} | {min} | {max} | {over} |", standing.name);
+        let cpu = standing.cpu.map_or(String::new(), |(time, _)| format!(" {} |", shown(time)));
+        let _ = writeln!(text, "{cpu}");
+    }
+    text.push('\n');
+}
+
+/// Where a plot lies: its title in small letters.
+fn file_of(dir: &Path, title: &str) -> PathBuf {
+    let words = title.to_lowercase();
+    let words: Vec<_> = words.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    dir.join(words.join("-")).with_extension("svg")
+}
+
+fn image(file: &Path, title: &str) -> String {
+    format!("![{title}]({})\n", file.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Text that doesn't end a table's cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{
+        Group,
+        figure::Figure,
+        report::{Goal, Standing},
+    };
+
+    #[test]
+    fn a_report_has_a_table_and_a_plot_for_all_that_was_measured() {
+        let mut report = Report::default();
+        report.begin(Group::Data);
+        report.row("cross node | 64 B", Goal::AtLeast(0.75), "", Figure::of(&[0.7, 0.8, 0.6]), "detail".to_owned());
+        let standing = |name, values: &[f64], cpu| Standing { name, figure: Figure::of(values), cpu: Some((cpu, "packet")) };
+        report.comparison(Comparison {
+            title: "Packets of 64 B, cross node".to_owned(),
+            unit: "k/s",
+            better: Better::More,
+            contenders: vec![standing("bare", &[100.0, 110.0], 1.25), standing("shunt", &[75.0, 76.0], 1.75)],
+        });
+        report.begin(Group::Services);
+        report.curve(Curve {
+            title: "Connections".to_owned(),
+            size: "Services",
+            unit: "k/s",
+            lines: vec![("shunt", vec![(10.0, Figure::of(&[9.0])), (1000.0, Figure::of(&[9.5]))])],
+        });
+        let dir = tempfile::tempdir().unwrap();
+        write(&report, dir.path(), &Facts::default()).unwrap();
+        let text = fs::read_to_string(dir.path().join("README.md")).unwrap();
+        for line in [
+            "1 rows, 1 short, measured by",
+            "| cross node \\| 64 B | >= 0.75 | 0.700 | 0.600 | 0.800 | **short** | detail |",
+            "![Packets of 64 B, cross node](packets-of-64-b-cross-node.svg)",
+            "| k/s (more is better) | median | min | max | over bare | CPU us per packet |",
+            "| shunt | 75.5 | 75.0 | 76.0 | 0.719 | 1.75 |",
+            "| k/s, by Services | 10 | 1000 |",
+            "| shunt | 9.00 (9.00-9.00) | 9.50 (9.50-9.50) |",
+        ] {
+            assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
+        }
+        for (plot, word) in [("packets-of-64-b-cross-node.svg", "bare"), ("connections.svg", "Services")] {
+            let drawn = fs::read_to_string(dir.path().join(plot)).unwrap();
+            assert!(drawn.contains("<svg") && drawn.contains(word), "{plot}");
+        }
+    }
+}
