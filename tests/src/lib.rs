@@ -37,6 +37,7 @@ pub mod service;
 pub mod standing;
 pub mod synthetic;
 pub mod terminal;
+pub mod test_run;
 pub mod topology;
 pub mod traffic;
 pub mod underlay;

@@ -4,20 +4,13 @@ use shunt_common::{net::proto, verdict::Counter};
 
 use crate::{
     harness::{
-        Dataplane, NODE_IP, OUTSIDE, PEER_IP, PEER_MAC, POD, REMOTE_POD, TUNNEL_MAC, VIP,
+        Dataplane, NODE_IP, OUTSIDE, PEER_IP, POD, REMOTE_POD, TUNNEL_MAC, VIP,
         Verdict::{Drop, Pass, Redirect},
     },
-    packet::{ACK, ETHERNET, L4, Packet, SYN, echo, error, tcp, udp},
+    packet::{ACK, ETHERNET, L4, Packet, SYN, echo, error, tcp, tunnel, udp},
 };
 
 const PROGRAM: &str = "from_wire";
-
-/// A tunnel packet from a node, with the inner frame addressed as the peer would.
-pub(crate) fn tunnel(from: &str, inner: &Packet, tos: u8) -> Packet {
-    let frame = inner.clone().macs(TUNNEL_MAC, PEER_MAC).bytes();
-    let payload = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame].concat();
-    udp(from, 55_555, NODE_IP, 8472).payload(payload).zero_checksum().tos(tos)
-}
 
 /// What is left of a frame once the tunnel's headers are gone: the outer Ethernet header and the inner packet.
 pub(crate) fn popped(inner: Packet) -> Vec<u8> {

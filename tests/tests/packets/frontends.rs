@@ -8,13 +8,13 @@ use shunt_common::{
 
 use crate::{
     from_pod::{refusal, reset},
-    from_wire::{popped, tunnel},
+    from_wire::popped,
     harness::{
         Dataplane, HAIRPIN, NODE_IP, OTHER_POD, OUTSIDE, Outcome, PEER_IP, POD, POD_MAC, REMOTE_POD, TUNNEL_MAC, VIP,
         Verdict::{Drop, Pass, Redirect},
         address, serving,
     },
-    packet::{ACK, ETHERNET, FIN, Packet, RST, SYN, echo, error, tcp, udp},
+    packet::{ACK, ETHERNET, FIN, Packet, RST, SYN, echo, error, tcp, tunnel, udp},
 };
 
 const NODE_PORT: u16 = 30_080;

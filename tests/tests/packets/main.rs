@@ -4,7 +4,7 @@ mod from_host;
 mod from_pod;
 mod from_wire;
 mod frontends;
-mod harness;
-mod packet;
 mod shortcut;
 mod to_pod;
+
+use shunt_lab::test_run::{dataplane as harness, packet};

@@ -11,11 +11,11 @@ use shunt_common::{
 
 use crate::{
     harness::{
-        Dataplane, NODE_IP, OTHER_POD, PEER_IP, PEER_MAC, POD, REMOTE_POD, TUNNEL_MAC, VIP,
+        Dataplane, NODE_IP, OTHER_POD, PEER_IP, PEER_MAC, POD, REMOTE_POD, VIP,
         Verdict::{Drop, Redirect},
         address, run_on,
     },
-    packet::{ACK, ETHERNET, Packet, RST, SYN, tcp, udp},
+    packet::{ACK, ETHERNET, Packet, RST, SYN, tcp, tunnel, udp},
 };
 
 const PROGRAM: &str = "from_pod";
@@ -207,13 +207,6 @@ fn a_shortcut_is_no_licence_to_spoof() {
     settle(&mut dataplane, &packet);
     dataplane.ingress = nix::net::if_::if_nametoindex("other").expect("the second interface");
     dataplane.run(PROGRAM, &packet.bytes()).is(Drop, &packet.bytes(), &["source_spoofed"]);
-}
-
-/// A tunnel packet from a node.
-fn tunnel(from: &str, inner: &Packet, tos: u8) -> Packet {
-    let frame = inner.clone().macs(TUNNEL_MAC, PEER_MAC).bytes();
-    let payload = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame].concat();
-    udp(from, 55_555, NODE_IP, 8472).payload(payload).zero_checksum().tos(tos)
 }
 
 #[test]

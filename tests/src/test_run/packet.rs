@@ -5,66 +5,99 @@ use std::net::Ipv4Addr;
 
 use shunt_common::checksum;
 
+use super::dataplane::{NODE_IP, PEER_MAC, TUNNEL_MAC};
+
 /// The Ethernet header that tests use: addresses say nothing unless a test gives them.
-pub(crate) const ETHERNET: [u8; 14] = [0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0x02, 0, 0, 0, 0, 1, 0x08, 0x00];
+pub const ETHERNET: [u8; 14] = [0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0x02, 0, 0, 0, 0, 1, 0x08, 0x00];
 
 /// An IPv4 packet.
 #[derive(Clone, Debug)]
-pub(crate) struct Packet {
-    pub(crate) ethernet: [u8; 14],
-    pub(crate) src: Ipv4Addr,
-    pub(crate) dst: Ipv4Addr,
-    pub(crate) ttl: u8,
-    pub(crate) tos: u8,
-    pub(crate) id: u16,
+pub struct Packet {
+    /// Ethernet header.
+    pub ethernet: [u8; 14],
+    /// Source.
+    pub src: Ipv4Addr,
+    /// Destination.
+    pub dst: Ipv4Addr,
+    /// Time to live.
+    pub ttl: u8,
+    /// Type of service, ECN included.
+    pub tos: u8,
+    /// Identification, host order.
+    pub id: u16,
     /// Flags and offset, host order.
-    pub(crate) fragment: u16,
+    pub fragment: u16,
     /// IP options, a multiple of four bytes.
-    pub(crate) options: Vec<u8>,
-    pub(crate) l4: L4,
+    pub options: Vec<u8>,
+    /// What it carries.
+    pub l4: L4,
 }
 
 /// What the packet carries.
 #[derive(Clone, Debug)]
-pub(crate) enum L4 {
+pub enum L4 {
+    /// A TCP segment.
     Tcp {
+        /// Source port.
         sport: u16,
+        /// Destination port.
         dport: u16,
+        /// Flags as they stand in the header's byte 13.
         flags: u8,
+        /// Data.
         payload: Vec<u8>,
     },
+    /// A UDP datagram.
     Udp {
+        /// Source port.
         sport: u16,
+        /// Destination port.
         dport: u16,
+        /// Data.
         payload: Vec<u8>,
+        /// Whether the sender left the checksum out.
         zero_checksum: bool,
     },
-    /// Type, identifier, payload.
+    /// An ICMP echo.
     Echo {
+        /// Type.
         kind: u8,
+        /// Identifier.
         id: u16,
+        /// Data.
         payload: Vec<u8>,
     },
-    /// Type, code, rest of header, quoted bytes.
+    /// An ICMP error.
     IcmpError {
+        /// Type.
         kind: u8,
+        /// Code.
         code: u8,
+        /// The header's second word.
         rest: u32,
+        /// What it quotes.
         quote: Vec<u8>,
     },
-    /// Protocol and bytes as they are: later fragments, other protocols.
+    /// Later fragments, other protocols.
     Raw {
+        /// Protocol number.
         proto: u8,
+        /// Bytes as they are.
         bytes: Vec<u8>,
     },
 }
 
-pub(crate) const SYN: u8 = 0x02;
-pub(crate) const ACK: u8 = 0x10;
-pub(crate) const RST: u8 = 0x04;
-pub(crate) const FIN: u8 = 0x01;
+/// Synchronise.
+pub const SYN: u8 = 0x02;
+/// Acknowledgement is valid.
+pub const ACK: u8 = 0x10;
+/// Reset.
+pub const RST: u8 = 0x04;
+/// No more data from the sender.
+pub const FIN: u8 = 0x01;
 
-pub(crate) fn ip(text: &str) -> Ipv4Addr {
+/// An address from text.
+pub fn ip(text: &str) -> Ipv4Addr {
     text.parse().expect("an address in a test")
 }
 
@@ -82,39 +115,53 @@ fn packet(src: &str, dst: &str, l4: L4) -> Packet {
     }
 }
 
-pub(crate) fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8) -> Packet {
+/// A TCP segment, with five bytes of data unless it is a SYN.
+pub fn tcp(src: &str, sport: u16, dst: &str, dport: u16, flags: u8) -> Packet {
     packet(src, dst, L4::Tcp { sport, dport, flags, payload: if flags & SYN == 0 { b"hello".to_vec() } else { Vec::new() } })
 }
 
-pub(crate) fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Packet {
+/// A UDP datagram with eight bytes of data.
+pub fn udp(src: &str, sport: u16, dst: &str, dport: u16) -> Packet {
     packet(src, dst, L4::Udp { sport, dport, payload: b"question".to_vec(), zero_checksum: false })
 }
 
-pub(crate) fn echo(src: &str, dst: &str, kind: u8, id: u16) -> Packet {
+/// An ICMP echo of a type (8 asks, 0 answers).
+pub fn echo(src: &str, dst: &str, kind: u8, id: u16) -> Packet {
     packet(src, dst, L4::Echo { kind, id, payload: b"0123456789abcdef".to_vec() })
 }
 
-pub(crate) fn raw(src: &str, dst: &str, proto: u8, bytes: Vec<u8>) -> Packet {
+/// Any other protocol.
+pub fn raw(src: &str, dst: &str, proto: u8, bytes: Vec<u8>) -> Packet {
     packet(src, dst, L4::Raw { proto, bytes })
 }
 
+/// A tunnel packet from a node, with the inner frame addressed as the peer would.
+pub fn tunnel(from: &str, inner: &Packet, tos: u8) -> Packet {
+    let frame = inner.clone().macs(TUNNEL_MAC, PEER_MAC).bytes();
+    let payload = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame].concat();
+    udp(from, 55_555, NODE_IP, 8472).payload(payload).zero_checksum().tos(tos)
+}
+
 /// An ICMP error that quotes all of `about`.
-pub(crate) fn error(src: &str, dst: &str, kind: u8, code: u8, about: &Packet) -> Packet {
+pub fn error(src: &str, dst: &str, kind: u8, code: u8, about: &Packet) -> Packet {
     packet(src, dst, L4::IcmpError { kind, code, rest: 0, quote: about.bytes()[14..].to_vec() })
 }
 
 impl Packet {
-    pub(crate) fn from(mut self, src: &str) -> Self {
+    /// With another source.
+    pub fn from(mut self, src: &str) -> Self {
         self.src = ip(src);
         self
     }
 
-    pub(crate) fn to(mut self, dst: &str) -> Self {
+    /// With another destination.
+    pub fn to(mut self, dst: &str) -> Self {
         self.dst = ip(dst);
         self
     }
 
-    pub(crate) fn sport(mut self, port: u16) -> Self {
+    /// With another source port, or identifier.
+    pub fn sport(mut self, port: u16) -> Self {
         match &mut self.l4 {
             L4::Tcp { sport, .. } | L4::Udp { sport, .. } => *sport = port,
             L4::Echo { id, .. } => *id = port,
@@ -123,7 +170,8 @@ impl Packet {
         self
     }
 
-    pub(crate) fn dport(mut self, port: u16) -> Self {
+    /// With another destination port, or identifier.
+    pub fn dport(mut self, port: u16) -> Self {
         match &mut self.l4 {
             L4::Tcp { dport, .. } | L4::Udp { dport, .. } => *dport = port,
             L4::Echo { id, .. } => *id = port,
@@ -132,33 +180,38 @@ impl Packet {
         self
     }
 
-    pub(crate) fn ttl(mut self, ttl: u8) -> Self {
+    /// With another time to live.
+    pub fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self
     }
 
     /// One hop on.
-    pub(crate) fn aged(self) -> Self {
+    pub fn aged(self) -> Self {
         let ttl = self.ttl - 1;
         self.ttl(ttl)
     }
 
-    pub(crate) fn tos(mut self, tos: u8) -> Self {
+    /// With another type of service.
+    pub fn tos(mut self, tos: u8) -> Self {
         self.tos = tos;
         self
     }
 
-    pub(crate) fn fragment(mut self, fragment: u16) -> Self {
+    /// With other flags and fragment offset.
+    pub fn fragment(mut self, fragment: u16) -> Self {
         self.fragment = fragment;
         self
     }
 
-    pub(crate) fn options(mut self, options: &[u8]) -> Self {
+    /// With IP options.
+    pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
         self
     }
 
-    pub(crate) fn payload(mut self, bytes: Vec<u8>) -> Self {
+    /// With other data.
+    pub fn payload(mut self, bytes: Vec<u8>) -> Self {
         match &mut self.l4 {
             L4::Tcp { payload, .. } | L4::Udp { payload, .. } | L4::Echo { payload, .. } => *payload = bytes,
             _ => panic!("no payload to set"),
@@ -166,7 +219,8 @@ impl Packet {
         self
     }
 
-    pub(crate) fn zero_checksum(mut self) -> Self {
+    /// Without a UDP checksum.
+    pub fn zero_checksum(mut self) -> Self {
         match &mut self.l4 {
             L4::Udp { zero_checksum, .. } => *zero_checksum = true,
             _ => panic!("only UDP may go without a checksum"),
@@ -174,14 +228,15 @@ impl Packet {
         self
     }
 
-    pub(crate) fn macs(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
+    /// With other Ethernet ends: destination and source.
+    pub fn macs(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
         self.ethernet[..6].copy_from_slice(&dst);
         self.ethernet[6..12].copy_from_slice(&src);
         self
     }
 
     /// On the wire, Ethernet header included.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let (proto, l4) = self.l4_bytes();
         let header_len = 20 + self.options.len();
         let mut header = vec![0x40 | (header_len / 4) as u8, self.tos];

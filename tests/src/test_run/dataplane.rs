@@ -2,7 +2,13 @@
 //!
 //! What a green run doesn't prove: the redirects are decided but not carried out, and no device offloads anything. The lab shows those.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, process, sync::LazyLock};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    os::fd::{AsFd, BorrowedFd},
+    process,
+    sync::LazyLock,
+};
 
 use aya::{
     Ebpf,
@@ -26,48 +32,67 @@ use shunt_common::{
     verdict::{Counter, DropReason},
 };
 
-pub(crate) const NODE_IP: &str = "192.0.2.1";
-pub(crate) const PEER_IP: &str = "192.0.2.2";
-pub(crate) const POD: &str = "10.244.1.2";
-pub(crate) const OTHER_POD: &str = "10.244.1.3";
-pub(crate) const REMOTE_POD: &str = "10.244.2.2";
-pub(crate) const VIP: &str = "10.96.0.10";
-pub(crate) const GATEWAY: &str = "169.254.1.1";
-pub(crate) const HAIRPIN: &str = "169.254.1.2";
-pub(crate) const OUTSIDE: &str = "198.51.100.7";
-pub(crate) const TUNNEL_MAC: [u8; 6] = [0x72, 0x73, 192, 0, 2, 1];
-pub(crate) const PEER_MAC: [u8; 6] = [0x72, 0x73, 192, 0, 2, 2];
-pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+/// This node.
+pub const NODE_IP: &str = "192.0.2.1";
+/// The other node.
+pub const PEER_IP: &str = "192.0.2.2";
+/// A pod of this node.
+pub const POD: &str = "10.244.1.2";
+/// Another one.
+pub const OTHER_POD: &str = "10.244.1.3";
+/// A pod of the other node.
+pub const REMOTE_POD: &str = "10.244.2.2";
+/// A virtual IP.
+pub const VIP: &str = "10.96.0.10";
+/// Every pod's gateway.
+pub const GATEWAY: &str = "169.254.1.1";
+/// What the node speaks to itself with, through a Service.
+pub const HAIRPIN: &str = "169.254.1.2";
+/// A host outside of the cluster.
+pub const OUTSIDE: &str = "198.51.100.7";
+/// This node's VTEP.
+pub const TUNNEL_MAC: [u8; 6] = [0x72, 0x73, 192, 0, 2, 1];
+/// The other node's VTEP.
+pub const PEER_MAC: [u8; 6] = [0x72, 0x73, 192, 0, 2, 2];
+/// The pods of this node.
+pub const POD_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 /// The only interface that a test run has: `lo`.
 const IFINDEX: u32 = 1;
-pub(crate) const SNAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=10_015;
+/// Source ports of flows that leave with the node's address.
+pub const SNAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=10_015;
 
 /// What became of a packet.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// Left to whoever is next at the hook.
     Pass,
+    /// Sent on.
     Redirect,
+    /// Dropped.
     Drop,
 }
 
 /// The whole outcome of one run: verdict, bytes, and every counter that moved.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) verdict: Verdict,
-    pub(crate) packet: Vec<u8>,
-    pub(crate) counted: BTreeMap<&'static str, u64>,
+pub struct Outcome {
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Its bytes then.
+    pub packet: Vec<u8>,
+    /// Counters that moved, and by how much.
+    pub counted: BTreeMap<&'static str, u64>,
 }
 
 /// Programs with maps of their own.
-pub(crate) struct Dataplane {
+pub struct Dataplane {
     ebpf: Ebpf,
     next_backend: u32,
     /// The interface that packets enter by.
-    pub(crate) ingress: u32,
+    pub ingress: u32,
 }
 
 /// Has this test go on on a CPU, by its place among those that it may use.
-pub(crate) fn run_on(place: usize) {
+pub fn run_on(place: usize) {
     let allowed = *ALLOWED;
     let all: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).is_ok_and(|set| set)).collect();
     let mut one = CpuSet::new();
@@ -82,22 +107,33 @@ fn ip4(addr: &str) -> Ip4 {
     addr.parse::<Ipv4Addr>().expect("an address in a test").into()
 }
 
+impl Default for Dataplane {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Dataplane {
     /// A node with two pods, a peer with a pod range, and an empty Service table.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         static SKB: LazyLock<SkbAccess> =
             LazyLock::new(|| SkbAccess::of_this_kernel().expect("a kernel that describes its types"));
         Self::with(&SKB)
     }
 
     /// The same with programs that look into packets as `skb` says.
-    pub(crate) fn with(skb: &SkbAccess) -> Self {
+    pub fn with(skb: &SkbAccess) -> Self {
         Self::on(IFINDEX, skb)
     }
 
     /// The same with another underlay than `lo`.
-    pub(crate) fn on(underlay_ifindex: u32, skb: &SkbAccess) -> Self {
-        let config = NodeConfig {
+    pub fn on(underlay_ifindex: u32, skb: &SkbAccess) -> Self {
+        Self::of(&Self::node(underlay_ifindex), skb, 256)
+    }
+
+    /// This node as its programs know it.
+    pub fn node(underlay_ifindex: u32) -> NodeConfig {
+        NodeConfig {
             node_ip: ip4(NODE_IP),
             underlay_ifindex,
             tunnel_ifindex: IFINDEX,
@@ -108,9 +144,13 @@ impl Dataplane {
             snat_port_max: *SNAT_PORTS.end(),
             tunnel_mac: Mac { bytes: TUNNEL_MAC },
             underlay_mask: ip4("255.255.255.0"),
-        };
-        let ebpf = programs::load(OBJECT, &config, skb, |loader| {
-            loader.map_max_entries("CONNTRACK", 256);
+        }
+    }
+
+    /// The same for any node, with room for some entries of flows.
+    pub fn of(config: &NodeConfig, skb: &SkbAccess, flows: u32) -> Self {
+        let ebpf = programs::load(OBJECT, config, skb, |loader| {
+            loader.map_max_entries("CONNTRACK", flows);
         });
         let ebpf = ebpf.unwrap_or_else(|error| panic!("{error}: {error:?}"));
         // A shortcut is one CPU's.
@@ -127,12 +167,14 @@ impl Dataplane {
         dataplane
     }
 
-    pub(crate) fn address(&mut self, addr: &str, address: Address) {
+    /// Puts an address in `ADDRESSES`.
+    pub fn address(&mut self, addr: &str, address: Address) {
         let mut map: HashMap<_, Ip4, Address> = self.map("ADDRESSES");
         map.insert(ip4(addr), address, 0).expect("room in ADDRESSES");
     }
 
-    pub(crate) fn route(&mut self, addr: &str, len: u32, route: Route) {
+    /// Puts a prefix in `ROUTES`.
+    pub fn route(&mut self, addr: &str, len: u32, route: Route) {
         let map = self.ebpf.map_mut("ROUTES").expect("ROUTES");
         let mut map: lpm_trie::LpmTrie<_, Ip4, Route> = map.try_into().expect("ROUTES");
         map.insert(&lpm_trie::Key::new(len, ip4(addr)), route, 0).expect("room in ROUTES");
@@ -143,14 +185,14 @@ impl Dataplane {
     }
 
     /// Puts a frontend in force, in the order the agent would. Returns the backend ids.
-    pub(crate) fn service(&mut self, vip: &str, port: u16, proto: u8, backends: &[(&str, u16)]) -> Vec<u32> {
+    pub fn service(&mut self, vip: &str, port: u16, proto: u8, backends: &[(&str, u16)]) -> Vec<u32> {
         let run = self.run_of(backends);
         self.frontend(vip, port, proto, serving(run, 0));
         run.slots().collect()
     }
 
     /// New backends, and a run of slots that names them in this order; their ids are the slots' numbers.
-    pub(crate) fn run_of(&mut self, backends: &[(&str, u16)]) -> Run {
+    pub fn run_of(&mut self, backends: &[(&str, u16)]) -> Run {
         let base = self.next_backend;
         self.next_backend += backends.len() as u32;
         for (id, (addr, port)) in (base..).zip(backends) {
@@ -161,19 +203,20 @@ impl Dataplane {
         Run { base, count: backends.len() as u32 }
     }
 
-    pub(crate) fn frontend(&mut self, vip: &str, port: u16, proto: u8, service: Service) {
+    /// A frontend at a virtual IP.
+    pub fn frontend(&mut self, vip: &str, port: u16, proto: u8, service: Service) {
         self.address(vip, address(kind::SERVICE));
         self.serve(vip, port, proto, service);
     }
 
     /// A frontend at this node's address.
-    pub(crate) fn node_port(&mut self, port: u16, proto: u8, service: Service) {
+    pub fn node_port(&mut self, port: u16, proto: u8, service: Service) {
         self.serve(NODE_IP, port, proto, service);
         self.set_node_port(port, proto, true);
     }
 
     /// Takes it away again.
-    pub(crate) fn no_node_port(&mut self, port: u16, proto: u8) {
+    pub fn no_node_port(&mut self, port: u16, proto: u8) {
         self.set_node_port(port, proto, false);
         let key = ServiceKey { addr: ip4(NODE_IP), port: Port::from_host(port), proto, reserved: 0 };
         let mut services: HashMap<_, ServiceKey<V4>, Service> = self.map("SERVICES");
@@ -188,7 +231,7 @@ impl Dataplane {
     }
 
     /// Lets clients of a prefix into a Service.
-    pub(crate) fn source_range(&mut self, service: u32, addr: &str, len: u32) {
+    pub fn source_range(&mut self, service: u32, addr: &str, len: u32) {
         let map = self.ebpf.map_mut("SOURCE_RANGES").expect("SOURCE_RANGES");
         let mut map: lpm_trie::LpmTrie<_, ServiceClient<V4>, u32> = map.try_into().expect("SOURCE_RANGES");
         let clients = ServiceClient { service, addr: ip4(addr) };
@@ -201,27 +244,28 @@ impl Dataplane {
         services.insert(key, service, 0).expect("room in SERVICES");
     }
 
-    pub(crate) fn backend(&mut self, id: u32, addr: &str, port: u16, state: u8, generation: u32) {
+    /// Writes a backend.
+    pub fn backend(&mut self, id: u32, addr: &str, port: u16, state: u8, generation: u32) {
         let mut map: Array<_, Backend<V4>> = self.map("BACKENDS");
         map.set(id, Backend { addr: ip4(addr), port: Port::from_host(port), state, flags: 0, generation }, 0)
             .expect("a backend");
     }
 
     /// Says that addresses or routes have changed, as the agent does.
-    pub(crate) fn begin_epoch(&mut self) {
+    pub fn begin_epoch(&mut self) {
         let mut epoch: Array<_, u32> = self.map("EPOCH");
         let now = epoch.get(&0, 0).expect("an epoch");
         epoch.set(0, now + 1, 0).expect("an epoch");
     }
 
     /// All tracked flows.
-    pub(crate) fn flows(&mut self) -> Vec<(CtKey<V4>, CtEntry<V4>)> {
+    pub fn flows(&mut self) -> Vec<(CtKey<V4>, CtEntry<V4>)> {
         let map: HashMap<_, CtKey<V4>, CtEntry<V4>> = self.map("CONNTRACK");
         map.iter().collect::<Result<_, _>>().expect("a readable table")
     }
 
     /// Takes every tracked flow away behind the programs' backs.
-    pub(crate) fn lose_flows(&mut self) {
+    pub fn lose_flows(&mut self) {
         let keys: Vec<_> = self.flows().into_iter().map(|(key, _)| key).collect();
         let mut map: HashMap<_, CtKey<V4>, CtEntry<V4>> = self.map("CONNTRACK");
         for key in keys {
@@ -240,8 +284,13 @@ impl Dataplane {
         drops.chain(counters).collect()
     }
 
+    /// A loaded program, by name.
+    pub fn program(&self, name: &str) -> BorrowedFd<'_> {
+        self.ebpf.program(name).expect(name).fd().expect(name).as_fd()
+    }
+
     /// Runs one packet through a TC program.
-    pub(crate) fn run(&mut self, program: &str, packet: &[u8]) -> Outcome {
+    pub fn run(&mut self, program: &str, packet: &[u8]) -> Outcome {
         let before = self.counters();
         let mut out = vec![0; packet.len() + 256];
         let tc: &SchedClassifier = self.ebpf.program(program).expect(program).try_into().expect(program);
@@ -262,7 +311,7 @@ impl Dataplane {
     }
 
     /// Runs one packet through the XDP program.
-    pub(crate) fn run_xdp(&mut self, packet: &[u8]) -> Outcome {
+    pub fn run_xdp(&mut self, packet: &[u8]) -> Outcome {
         let before = self.counters();
         let mut out = vec![0; packet.len() + 256];
         let xdp: &Xdp = self.ebpf.program("from_wire_xdp").expect("xdp").try_into().expect("xdp");
@@ -285,18 +334,19 @@ impl Dataplane {
 }
 
 /// A frontend that gives all clients the same backends.
-pub(crate) fn serving(run: Run, flags: u32) -> Service {
+pub fn serving(run: Run, flags: u32) -> Service {
     Service { cluster: run, outside: run, flags, affinity_secs: 0, id: 1 }
 }
 
-pub(crate) fn address(kind: u32) -> Address {
+/// An address of a kind, at `lo`.
+pub fn address(kind: u32) -> Address {
     Address { kind, ifindex: IFINDEX, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 }
 }
 
 impl Outcome {
     /// Asserts all of it.
     #[track_caller]
-    pub(crate) fn is(&self, verdict: Verdict, packet: &[u8], counted: &[&str]) {
+    pub fn is(&self, verdict: Verdict, packet: &[u8], counted: &[&str]) {
         let moved: Vec<_> = self.counted.iter().flat_map(|(name, n)| std::iter::repeat_n(*name, *n as usize)).collect();
         let mut expected = counted.to_vec();
         expected.sort_unstable();
@@ -308,7 +358,7 @@ impl Outcome {
 
     /// Asserts that the packet left in the tunnel for the peer; returns the inner packet behind `ethernet`.
     #[track_caller]
-    pub(crate) fn tunnelled(&self, tos: u8, counted: &[&str], ethernet: &[u8; 14]) -> Outcome {
+    pub fn tunnelled(&self, tos: u8, counted: &[&str], ethernet: &[u8; 14]) -> Outcome {
         let outer = &self.packet[14..34];
         assert_eq!(shunt_common::checksum::of(outer), 0, "the outer header's checksum");
         assert_eq!(outer[..2], [0x45, tos]);
@@ -333,7 +383,7 @@ impl Outcome {
 
     /// The source port of the inner or plain packet, which must be one of the node's.
     #[track_caller]
-    pub(crate) fn snat_port(&self) -> u16 {
+    pub fn snat_port(&self) -> u16 {
         let icmp = self.packet[23] == 1;
         let at = if icmp { 38 } else { 34 };
         let port = u16::from_be_bytes([self.packet[at], self.packet[at + 1]]);
