@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod baseline;
 mod bench;
 mod build;
 mod demo;
@@ -48,6 +49,8 @@ enum Command {
     Lab(lab::Args),
     /// Measure against a bare wire and flannel's way
     Bench(bench::Args),
+    /// Renew the committed sizes and times of the eBPF programs, after a change that is meant to change them
+    Baseline(baseline::Args),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::main(&args),
         Command::Lab(args) => lab::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Baseline(args) => baseline::main(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
 };
 
@@ -16,6 +16,8 @@ const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const TYPE_SCHED_CLS: u32 = 3;
+const TYPE_XDP: u32 = 6;
+const XDP_PASS: i32 = 2;
 const TYPE_PROG_ARRAY: u32 = 3;
 
 /// `union bpf_attr` of include/uapi/linux/bpf.h, as far as the commands above use it: 64-bit words, zero behind.
@@ -70,9 +72,19 @@ impl Program {
         Ok(Self(owned(unsafe { bpf(PROG_GET_FD_BY_ID, &mut attributes) }.context("cannot open a program")?)))
     }
 
+    /// One that was loaded otherwise.
+    pub(crate) fn of(program: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Self(program.try_clone_to_owned().context("cannot hold a program")?))
+    }
+
     /// A TC program that returns `TC_ACT_OK` and does nothing.
     pub(crate) fn empty() -> Result<Self> {
-        Self::load(&[instruction(MOV_NUMBER, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)])
+        Self::load(TYPE_SCHED_CLS, &[instruction(MOV_NUMBER, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)])
+    }
+
+    /// An XDP program that passes everything.
+    pub(crate) fn empty_xdp() -> Result<Self> {
+        Self::load(TYPE_XDP, &[instruction(MOV_NUMBER, 0, 0, 0, XDP_PASS), instruction(EXIT, 0, 0, 0, 0)])
     }
 
     /// A TC program that makes a packet `frame` again where a translation of it differs, then goes on to a program of an array.
@@ -100,23 +112,32 @@ impl Program {
             instruction(MOV_NUMBER, 0, 0, 0, 0),
             instruction(EXIT, 0, 0, 0, 0),
         ]);
-        Self::load(&code)
+        Self::load(TYPE_SCHED_CLS, &code)
     }
 
-    fn load(code: &[u64]) -> Result<Self> {
+    fn load(kind: u32, code: &[u64]) -> Result<Self> {
         let mut attributes = [0; 20];
-        attributes[0] = pair(TYPE_SCHED_CLS, code.len() as u32);
+        attributes[0] = pair(kind, code.len() as u32);
         attributes[1] = code.as_ptr() as u64;
         attributes[2] = c"GPL".as_ptr() as u64;
         // SAFETY: the instructions and the licence live until after the call.
         Ok(Self(owned(unsafe { bpf(PROG_LOAD, &mut attributes) }.context("cannot load a program")?)))
     }
 
-    /// Runs it many times on one packet, as if it came in by an interface of the calling thread's namespace; nanoseconds for one run.
+    /// Runs a TC program many times on one packet, as if it came in by an interface of the calling thread's namespace; nanoseconds for one run.
     pub(crate) fn run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<u32> {
         // struct __sk_buff: ifindex is the eleventh word.
         let mut context = [0u32; 48];
         context[10] = ifindex;
+        self.run_with(frame, &context, repeat)
+    }
+
+    /// Runs an XDP program likewise, as if the packet came in by the loopback device.
+    pub(crate) fn run_xdp(&self, frame: &[u8], repeat: u32) -> Result<u32> {
+        self.run_with(frame, &[], repeat)
+    }
+
+    fn run_with(&self, frame: &[u8], context: &[u32], repeat: u32) -> Result<u32> {
         let mut out = [0u8; 2048];
         let mut attributes: Attributes = [0; 20];
         attributes[0] = pair(self.0.as_raw_fd().cast_unsigned(), 0);
@@ -124,8 +145,8 @@ impl Program {
         attributes[2] = frame.as_ptr() as u64;
         attributes[3] = out.as_mut_ptr() as u64;
         attributes[4] = pair(repeat, 0);
-        attributes[5] = pair(size_of_val(&context) as u32, 0);
-        attributes[6] = context.as_ptr() as u64;
+        attributes[5] = pair(size_of_val(context) as u32, 0);
+        attributes[6] = if context.is_empty() { 0 } else { context.as_ptr() as u64 };
         // SAFETY: both buffers and the context are valid for the stated lengths.
         unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.context("the test run failed")?;
         let [.., a, b, c, d] = attributes[4].to_ne_bytes();
