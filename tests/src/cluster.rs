@@ -7,9 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
+use shunt::{cluster::FileSource, model::Model};
 
 /// A cluster state directory. Files appear by rename, as a careful writer does it.
 #[derive(Debug)]
@@ -136,6 +137,32 @@ impl Cluster {
     fn documents(&self, file: &Path) -> Result<Vec<Value>> {
         let text = fs::read_to_string(self.dir.join(file)).with_context(|| format!("cannot read {}", file.display()))?;
         serde_yaml::Deserializer::from_str(&text).map(|document| Ok(Value::deserialize(document)?)).collect()
+    }
+
+    /// What it means, as an agent would understand it.
+    ///
+    /// # Errors
+    /// Something in it is refused.
+    pub fn model(&self) -> Result<Model> {
+        // A source watches its directory, which takes a reactor.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let _inside = runtime.enter();
+        let (source, _) = FileSource::open(&self.dir)?;
+        ensure!(source.problems().is_empty(), "{:#?}", source.problems());
+        Ok(source.model().clone())
+    }
+
+    /// Gives a label to a Node that is there.
+    ///
+    /// # Errors
+    /// It is not there, or the file could not be written.
+    pub fn label_node(&self, name: &str, key: &str, value: &str) -> Result<()> {
+        let file = format!("node-{name}.yaml");
+        let mut documents = self.documents(Path::new(&file))?;
+        for node in &mut documents {
+            node["metadata"]["labels"][key] = json!(value);
+        }
+        self.put(&file, &documents)
     }
 
     /// Where the files are.

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{
-    command,
-    flannel_rules::{self, Proxied},
+    command, flannel_rules,
+    kube_proxy::{Mode, Proxy},
     lab::Lab,
     netns::Netns,
     node::Node,
@@ -73,7 +73,7 @@ impl FlannelNode {
         netns.sysctl("ipv4/ip_forward", "1")?;
         // kubeadm's preflight checks want it; answers between pods of one bridge are translated back by it.
         netns.sysctl("bridge/bridge-nf-call-iptables", "1")?;
-        flannel_rules::masquerade(netns, &format!("{base}/{len}"))?;
+        flannel_rules::write(netns, &format!("{base}/{len}"))?;
         let link = netns.ip("-o link show dev flannel.1")?;
         let vtep_mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
         let vtep_mac = vtep_mac.context("flannel.1 has no MAC")?.to_owned();
@@ -94,27 +94,25 @@ impl FlannelNode {
         Ok(this)
     }
 
-    fn add_peer(&self, netns: &Netns, number: u8, vtep_mac: &str) -> Result<()> {
+    /// Makes the tunnel end of another node known, in place of what was known of it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn add_peer(&self, netns: &Netns, number: u8, vtep_mac: &str) -> Result<()> {
         let (base, len) = pod_range(number);
         netns.run("ip", &format!("neigh replace {base} lladdr {vtep_mac} dev flannel.1 nud permanent"))?;
         netns.run("bridge", &format!("fdb append {vtep_mac} dev flannel.1 dst {} self permanent", node_address(number)))?;
         netns.ip(&format!("route replace {base}/{len} via {base} dev flannel.1 onlink")).map(drop)
     }
 
-    /// The rules that kube-proxy writes for Services, in its iptables mode.
+    /// The rules that kube-proxy writes for the cluster as it is now, and kubelet's beside them.
     ///
     /// # Errors
     /// They are refused.
-    pub fn proxy(&self, node: &Node, services: &[Proxied], program: &str) -> Result<()> {
-        flannel_rules::iptables(&node.netns, services, program)
-    }
-
-    /// The same in its nftables mode.
-    ///
-    /// # Errors
-    /// They are refused.
-    pub fn proxy_nftables(&self, node: &Node, services: &[Proxied]) -> Result<()> {
-        flannel_rules::nftables(&node.netns, services)
+    pub fn proxy(&self, lab: &Lab, mode: Mode) -> Result<()> {
+        let netns = &lab.node(&self.name).netns;
+        flannel_rules::kubelet(netns, mode.restore())?;
+        Proxy::new(&lab.cluster.model()?, &self.name)?.start(netns, mode)
     }
 
     /// A pod as the plugins `flannel`, `bridge` and `host-local` make it; `index` is the last byte of its address.

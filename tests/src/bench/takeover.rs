@@ -19,7 +19,7 @@ use super::{
 use crate::{
     cluster::Endpoint,
     flannel::{FlannelNode, FlannelPod},
-    flannel_rules::Proxied,
+    kube_proxy::Mode,
     lab::Lab,
     service::{PORT, PORTS, TARGET, serve},
     topology::MIXED,
@@ -79,12 +79,11 @@ fn round() -> Result<Round> {
         ends.iter().map(|(netns, address)| serve(netns, *address, "server")).collect::<Result<_>>()?;
     let vip = SocketAddrV4::new(VIP, PORT);
     let endpoints: Vec<_> = ends.iter().map(|(_, address)| SocketAddrV4::new(*address, TARGET)).collect();
-    let proxied = |name: &str, protocol| Proxied { name: name.to_owned(), protocol, vip, endpoints: endpoints.clone() };
-    flannel.proxy(n1, &[proxied("WEBTCP", "tcp"), proxied("WEBUDP", "udp")], "iptables-restore")?;
     lab.cluster.put_service("web", VIP, &PORTS)?;
     let nodes = ["n1", "n2", "f3"];
     let ready: Vec<_> = ends.iter().zip(nodes).map(|((_, address), node)| Endpoint::ready(*address, node)).collect();
     lab.cluster.put_endpoints("web", &PORTS, &ready)?;
+    flannel.proxy(&lab, Mode::Iptables)?;
 
     let mut open = Vec::new();
     let mut floods = Vec::new();

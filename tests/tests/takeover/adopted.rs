@@ -15,7 +15,7 @@ fn gone(scene: &Scene, pod: &FlannelPod) -> Result<()> {
 
 #[test]
 fn an_adopted_pod_is_deleted_by_our_plugin() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     scene.lab.node_mut("n1").start_takeover()?;
     let n1 = scene.lab.node("n1");
     n1.wait_ready()?;
@@ -31,7 +31,7 @@ fn an_adopted_pod_is_deleted_by_our_plugin() -> Result<()> {
 
 #[test]
 fn a_pod_that_comes_late_by_flannels_plugin_is_adopted() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     scene.lab.node_mut("n1").start_takeover()?;
     scene.lab.node("n1").wait_ready()?;
     let late = scene.flannel.pod(scene.lab.node("n1"), "late", 99)?;
@@ -45,7 +45,7 @@ fn a_pod_that_comes_late_by_flannels_plugin_is_adopted() -> Result<()> {
 
 #[test]
 fn an_adopted_pod_is_checked_against_what_flannels_plugin_answered() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     scene.lab.node_mut("n1").start_takeover()?;
     let (n1, a) = (scene.lab.node("n1"), &scene.a);
     n1.wait_ready()?;
@@ -75,7 +75,7 @@ fn an_adopted_pod_is_checked_against_what_flannels_plugin_answered() -> Result<(
 /// A runtime lists the attachments of one network: those of another are none of that call's business.
 #[test]
 fn gc_removes_adopted_pods_by_the_name_of_their_own_network() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     scene.lab.node_mut("n1").start_takeover()?;
     let n1 = scene.lab.node("n1");
     n1.wait_ready()?;

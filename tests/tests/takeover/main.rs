@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use shunt_lab::{
     cluster::Endpoint,
     flannel::{FlannelNode, FlannelPod, NETWORK, rules},
-    flannel_rules::Proxied,
+    kube_proxy::Mode,
     lab::{Lab, eventually},
     netns::Netns,
     plain::PlainPod,
@@ -43,16 +43,8 @@ struct Scene {
     _servers: Vec<[Server; 2]>,
 }
 
-#[derive(Clone, Copy)]
-enum Rules {
-    Iptables,
-    /// In the tables that nf_tables knows nothing of.
-    Legacy,
-    Nftables,
-}
-
 /// The cluster before: a Service with pods of all three nodes behind it.
-fn scene(rules: Rules) -> Result<Scene> {
+fn scene(mode: Mode) -> Result<Scene> {
     let mut lab = Lab::wired(&MIXED)?;
     lab.node_mut("n2").start_agent()?;
     let flannel = FlannelNode::set_up(&lab, "n1")?;
@@ -61,22 +53,10 @@ fn scene(rules: Rules) -> Result<Scene> {
     lab.node("n2").wait_ready()?;
     let c = lab.pod("n2", "c")?;
     let p = lab.plain[0].pod("p", 10)?;
-    let at = |address| SocketAddrV4::new(address, TARGET);
-    let proxied = |name: &str, protocol| Proxied {
-        name: name.to_owned(),
-        protocol,
-        vip: SocketAddrV4::new(VIP, PORT),
-        endpoints: vec![at(b.address), at(c.address), at(p.address)],
-    };
-    let services = [proxied("WEBTCP", "tcp"), proxied("WEBUDP", "udp")];
-    match rules {
-        Rules::Iptables => flannel.proxy(n1, &services, "iptables-restore")?,
-        Rules::Legacy => flannel.proxy(n1, &services, "iptables-legacy-restore")?,
-        Rules::Nftables => flannel.proxy_nftables(n1, &services)?,
-    }
     lab.cluster.put_service("web", VIP, &PORTS)?;
     let endpoints = [Endpoint::ready(b.address, "n1"), Endpoint::ready(c.address, "n2"), Endpoint::ready(p.address, "f3")];
     lab.cluster.put_endpoints("web", &PORTS, &endpoints)?;
+    flannel.proxy(&lab, mode)?;
     let outside = lab.outside();
     let servers = vec![
         serve(&a.netns, a.address, "a")?,

@@ -39,7 +39,7 @@ fn refuses(scene: &mut Scene, expected: &[&str]) -> Result<()> {
 
 #[test]
 fn what_cannot_be_taken_over_is_refused_until_it_can() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     let ip = |scene: &Scene, arguments: &str| scene.lab.node("n1").netns.ip(arguments).map(drop);
 
     for (device, expected) in [
@@ -91,7 +91,7 @@ fn what_cannot_be_taken_over_is_refused_until_it_can() -> Result<()> {
 
 #[test]
 fn a_node_of_flannels_host_gw_backend_is_refused() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     let n1 = &scene.lab.node("n1").netns;
     n1.ip("link del flannel.1")?;
     for other in [2, 3] {

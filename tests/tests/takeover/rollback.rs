@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn a_node_is_put_back_as_it_was() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     let before = rules(&scene.lab.node("n1").netns)?;
     scene.lab.node_mut("n1").start_takeover()?;
     scene.lab.node("n1").wait_ready()?;
@@ -45,7 +45,7 @@ fn a_node_is_put_back_as_it_was() -> Result<()> {
 
 #[test]
 fn a_rollback_killed_at_any_moment_is_gone_on_with() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     let before = rules(&scene.lab.node("n1").netns)?;
     scene.lab.node_mut("n1").start_takeover()?;
     scene.lab.node("n1").wait_ready()?;

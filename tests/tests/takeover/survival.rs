@@ -19,8 +19,8 @@ fn udp_flows(from: &Netns, to: SocketAddrV4, count: usize) -> Result<Vec<(UdpCli
     Ok(flows)
 }
 
-fn survives(rules: Rules) -> Result<()> {
-    let mut scene = scene(rules)?;
+fn survives(mode: Mode) -> Result<()> {
+    let mut scene = scene(mode)?;
     scene.everything_works().context("before")?;
     let connections = scene.connections(4)?;
     let vip = SocketAddrV4::new(VIP, PORT);
@@ -53,18 +53,18 @@ fn survives(rules: Rules) -> Result<()> {
 
 #[test]
 fn every_connection_survives_with_kube_proxy_in_iptables_mode() -> Result<()> {
-    survives(Rules::Iptables)
+    survives(Mode::Iptables)
 }
 
 #[test]
 fn every_connection_survives_with_kube_proxy_in_nftables_mode() -> Result<()> {
-    survives(Rules::Nftables)
+    survives(Mode::Nftables)
 }
 
 /// Legacy tables are left: `shunt status` says what is to be run, and that does it.
 #[test]
 fn rules_of_legacy_iptables_are_told_until_they_are_removed() -> Result<()> {
-    let mut scene = scene(Rules::Legacy)?;
+    let mut scene = scene(Mode::LegacyIptables)?;
     let connections = scene.connections(2)?;
     let steady = Steady::start(connections, Duration::from_millis(1));
     scene.lab.node_mut("n1").start_takeover()?;
@@ -90,7 +90,7 @@ fn rules_of_legacy_iptables_are_told_until_they_are_removed() -> Result<()> {
 
 #[test]
 fn an_agent_killed_at_any_moment_of_a_takeover_is_gone_on_with() -> Result<()> {
-    let mut scene = scene(Rules::Iptables)?;
+    let mut scene = scene(Mode::Iptables)?;
     let steady = Steady::start(scene.connections(2)?, Duration::from_millis(1));
     let record = scene.lab.node("n1").state_dir().join("takeover.json");
     let done = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains("\"stage\":\"done\""));

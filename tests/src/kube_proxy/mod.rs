@@ -1,0 +1,102 @@
+//! kube-proxy on one node, as far as packets can tell: the rules that it lays out (Kubernetes 1.36, `pkg/proxy`), written from the
+//! cluster's state.
+//!
+//! What takes part in deciding here is nothing of ours: the agent's `compile` must not enter, for it is what these rules are to judge.
+
+mod iptables;
+mod nftables;
+mod port;
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, bail};
+use shunt::model::Model;
+
+pub use port::{Endpoints, ServicePort};
+
+use crate::{command, netns::Netns};
+
+/// Pods of the whole cluster: `clusterCIDR`, by which kube-proxy knows a pod's traffic (`detectLocalMode: ClusterCIDR`, kubeadm's way).
+pub(crate) const CLUSTER: &str = "10.244.0.0/16";
+
+/// Whichever tables the distribution has chosen; those of nf_tables nowadays.
+pub(crate) const RESTORE: &str = "iptables-restore";
+
+/// How kube-proxy has packets translated (`mode` of its configuration).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `iptables`.
+    Iptables,
+    /// The same, in the tables that nf_tables knows nothing of.
+    LegacyIptables,
+    /// `nftables`.
+    Nftables,
+}
+
+impl Mode {
+    /// The program that writes rules of iptables on such a node.
+    pub(crate) fn restore(self) -> &'static str {
+        match self {
+            Self::Iptables | Self::Nftables => RESTORE,
+            Self::LegacyIptables => "iptables-legacy-restore",
+        }
+    }
+}
+
+/// What kube-proxy on a node has to serve.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    node_ip: Ipv4Addr,
+    ports: Vec<ServicePort>,
+}
+
+impl Proxy {
+    /// Ports of all Services, as the node of a name sees them.
+    ///
+    /// # Errors
+    /// The node is not in the cluster, or has no IPv4 address.
+    pub fn new(model: &Model, node: &str) -> Result<Self> {
+        let known = model.nodes().get(node).with_context(|| format!("no Node {node}"))?;
+        let node_ip = port::v4(&known.addresses).next().with_context(|| format!("Node {node} has no IPv4 address"))?;
+        let ports = model.services().values().flat_map(|service| ServicePort::of(service, model, known)).collect();
+        Ok(Self { node_ip, ports })
+    }
+
+    /// All rules of the iptables mode for `iptables-restore --noflush`. Chains come empty and are filled, so that it can be given again after a
+    /// change; chains that nothing leads to any more stay, as kube-proxy leaves them in a large cluster.
+    #[must_use]
+    pub fn iptables(&self) -> String {
+        iptables::document(self.node_ip, &self.ports)
+    }
+
+    /// The nftables mode's rules for ClusterIPs, for `nft -f`.
+    #[must_use]
+    pub fn nftables(&self) -> String {
+        nftables::document(&self.ports)
+    }
+
+    /// Puts all rules in force in a node's namespace, where there are none yet.
+    ///
+    /// # Errors
+    /// They are refused.
+    pub fn start(&self, netns: &Netns, mode: Mode) -> Result<()> {
+        if mode == Mode::Nftables {
+            return feed(netns, "nft", &["-f", "-"], &self.nftables());
+        }
+        restore(netns, mode.restore(), iptables::JUMPS)?;
+        restore(netns, mode.restore(), &self.iptables())
+    }
+}
+
+/// Adds rules of iptables to a namespace's.
+pub(crate) fn restore(netns: &Netns, program: &str, rules: &str) -> Result<()> {
+    feed(netns, program, &["--noflush", "-w"], rules)
+}
+
+fn feed(netns: &Netns, program: &str, args: &[&str], rules: &str) -> Result<()> {
+    let output = command::run_with_input(netns.command(program).args(args), rules.as_bytes())?;
+    if !output.status.success() {
+        bail!("{program} refused: {}\n{rules}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
