@@ -1,6 +1,6 @@
 //! The wires between nodes: veth pairs, a bridge, a router and a host outside.
 
-use std::path::Path;
+use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::Result;
 
@@ -24,6 +24,15 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
+    /// Makes the outside send a range of virtual addresses to a node, as a load balancer in front of it would.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn route(&self, range: &str, node: Ipv4Addr) -> Result<()> {
+        self.router.ip(&format!("route add {range} via {node}"))?;
+        self.outside.ip(&format!("route add {range} via {ROUTER_OUTSIDE}")).map(drop)
+    }
+
     /// Gives the switch's ports to the router and to nodes another MTU, and what is plugged in there.
     ///
     /// # Errors

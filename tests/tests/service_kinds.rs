@@ -19,7 +19,7 @@ use shunt_lab::{
     netns::Netns,
     node::Node,
     service::{PORT, PORTS, SOON, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
-    topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE},
+    topology::{OUTSIDE, PAIR},
     traffic::{
         echo::{Answer, TcpClient, UdpClient},
         http,
@@ -85,8 +85,7 @@ fn lab() -> Result<Lab> {
     let lab = Lab::build(&PAIR)?;
     let surroundings = lab.surroundings.as_ref().context("a router")?;
     for range in ["10.96.0.0/24", "198.51.100.0/24"] {
-        surroundings.router.ip(&format!("route add {range} via {}", lab.node("n1").address()))?;
-        surroundings.outside.ip(&format!("route add {range} via {ROUTER_OUTSIDE}"))?;
+        surroundings.route(range, lab.node("n1").address())?;
     }
     Ok(lab)
 }
@@ -252,6 +251,30 @@ fn a_client_stays_with_one_backend_while_its_service_wants_that() -> Result<()> 
         ensure!(both.len() == 2, "{both:?}");
         Ok(())
     })
+}
+
+#[test]
+fn one_client_port_for_a_node_port_and_for_another_way_to_its_backend_is_two_connections() -> Result<()> {
+    let lab = lab()?;
+    let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
+    let _server = serve_pod(&c)?;
+    put_service(&lab, &json!({ "externalTrafficPolicy": "Local" }))?;
+    put_endpoints(&lab, &[Endpoint::ready(c.address, "n2")], true)?;
+    let node_port = SocketAddrV4::new(lab.node("n2").address(), NODE_PORT);
+    let others = [SocketAddrV4::new(CLUSTER_IP, PORT), SocketAddrV4::new(c.address, TARGET)];
+    for (port, other) in (46_000..).zip(others) {
+        // n2 translates the one and keeps the client's address; what n1 has translated, or nobody, comes to it with the same ends.
+        let mut first = TcpClient::connect_from(&a.netns, port, node_port)?;
+        let mut second = TcpClient::connect_from(&a.netns, port, other)?;
+        first.exchange(b"first")?;
+        second.exchange(b"second")?;
+        first.exchange(b"first again")?;
+        let udp = UdpClient::bind(&a.netns, port)?;
+        udp.ask(node_port, b"first")?;
+        udp.ask(other, b"second")?;
+        udp.ask(node_port, b"first again")?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -91,6 +91,12 @@ pub(crate) fn lookup_as<F: Ip>(addr: F::Addr, own: bool) -> Next {
     }
 }
 
+/// Whether an address is in the pod range of a node that the tunnel leads to.
+#[inline(always)]
+pub(crate) fn is_pod_elsewhere<F: Ip>(addr: F::Addr) -> bool {
+    F::route(addr).is_some_and(|entry| entry.kind == route::TUNNEL)
+}
+
 /// What an exact address is: one of [`kind`], if it is anybody's.
 #[inline(always)]
 pub(crate) fn owner<F: Ip>(addr: F::Addr) -> Option<u32> {

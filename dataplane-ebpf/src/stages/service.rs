@@ -172,7 +172,11 @@ fn source<F: Ip>(client: F::Addr, backend: F::Addr, who: u32, service: u32) -> (
     match at {
         // The answer of a process of this node to any other address would leave by a way that does not lead through us.
         Next::Host => (F::hairpin(), SourcePort::Allocate),
-        Next::Pod { .. } if who == Client::Outside as u32 && service & flags::KEEP_SOURCE != 0 => (client, SourcePort::Keep),
+        Next::Pod { .. } if who == Client::Outside as u32 && service & flags::KEEP_SOURCE != 0 => {
+            // A pod may reach this one by another way too, from the same port: then the answers must not be taken for each other. A node
+            // may as well, but all of the ports that it could have instead are what it masquerades others with.
+            (client, if route::is_pod_elsewhere::<F>(client) { SourcePort::Allocate } else { SourcePort::Keep })
+        }
         _ => (F::node_ip(), SourcePort::Allocate),
     }
 }

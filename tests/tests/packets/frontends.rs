@@ -98,6 +98,10 @@ fn a_local_policy_keeps_the_clients_address() {
     let answer = dataplane.run("from_pod", &tcp(POD, 8080, OUTSIDE, 40_000, SYN | ACK).bytes());
     assert_eq!(ends(&answer), ANSWER);
     assert_eq!(dataplane.flows().len(), 2, "no other flow was opened for the answer");
+    // A node's too: whichever it got instead, that node may have given to somebody whom it masquerades.
+    let syn = arriving(tcp(PEER_IP, 40_000, NODE_IP, NODE_PORT, SYN));
+    let expected = syn.clone().to(POD).dport(8080).aged().bytes();
+    dataplane.run("from_wire", &syn.bytes()).is(Redirect, &expected, &["service_new_flow", "to_local_pod"]);
 }
 
 #[test]
@@ -248,6 +252,35 @@ fn a_pod_of_another_node_asks_through_the_tunnel_and_hears_through_it() {
     let mut expected = popped(other.clone());
     expected[..6].copy_from_slice(&TUNNEL_MAC);
     dataplane.run("from_wire", &tunnel(PEER_IP, &other, 0).bytes()).is(Redirect, &expected, &["from_tunnel", "to_host"]);
+}
+
+#[test]
+fn one_port_for_a_node_port_and_for_the_pod_behind_it_is_two_flows() {
+    let mut dataplane = Dataplane::new();
+    for protocol in [proto::TCP, proto::UDP] {
+        let opener = |to, port| match protocol {
+            proto::TCP => tcp(REMOTE_POD, 40_000, to, port, SYN),
+            _ => udp(REMOTE_POD, 40_000, to, port),
+        };
+        node_port(&mut dataplane, protocol, &[(POD, 8080)], flags::KEEP_SOURCE);
+        let (asking, direct) = (opener(NODE_IP, NODE_PORT), opener(POD, 8080));
+        let outcome = dataplane.run("from_wire", &tunnel(PEER_IP, &asking, 0).bytes());
+        let port = outcome.snat_port();
+        assert_ne!(port, 40_000);
+        let all = ["from_tunnel", "service_new_flow", "snat_new_flow", "to_local_pod"];
+        outcome.is(Redirect, &popped(asking.sport(port).to(POD).dport(8080).aged()), &all);
+        let outcome = dataplane.run("from_wire", &tunnel(PEER_IP, &direct, 0).bytes());
+        outcome.is(Redirect, &popped(direct.aged()), &["from_tunnel", "to_local_pod"]);
+        for (to, from, from_port) in [(port, NODE_IP, NODE_PORT), (40_000, POD, 8080)] {
+            let answer = match protocol {
+                proto::TCP => tcp(POD, 8080, REMOTE_POD, to, SYN | ACK),
+                _ => udp(POD, 8080, REMOTE_POD, to),
+            };
+            let inner = dataplane.run("from_pod", &answer.bytes()).tunnelled(0, &["to_tunnel"], &ETHERNET);
+            let expected = answer.from(from).sport(from_port).to(REMOTE_POD).dport(40_000).aged().bytes();
+            inner.is(Redirect, &expected, &["to_tunnel"]);
+        }
+    }
 }
 
 #[test]
