@@ -6,7 +6,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -63,6 +63,8 @@ impl Server {
                     Ok((stream, SocketAddr::V4(peer))) => {
                         let hello = format!("{name} {peer}\n");
                         let stop = Arc::clone(stop);
+                        // A thread that has ended keeps its stack for as long as somebody may ask for it.
+                        served.retain(|connection: &JoinHandle<()>| !connection.is_finished());
                         served.push(thread::spawn(move || serve_tcp(stream, &hello, &stop)));
                     }
                     Ok(_) => {}
@@ -173,14 +175,15 @@ impl TcpClient {
     /// # Errors
     /// What `connect` or reading the first line said.
     pub fn connect_from(netns: &Netns, port: u16, to: SocketAddrV4) -> io::Result<Self> {
-        let socket = netns.inside(|| -> io::Result<_> {
-            let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-            if port != 0 {
-                socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
-            }
-            Ok(socket)
-        })?;
+        Self::connect_over(netns.inside(|| tcp_socket(port))?, to)
+    }
+
+    /// Connects from the namespace of the calling thread.
+    pub(super) fn connect_here(to: SocketAddrV4) -> io::Result<Self> {
+        Self::connect_over(tcp_socket(0)?, to)
+    }
+
+    fn connect_over(socket: OwnedFd, to: SocketAddrV4) -> io::Result<Self> {
         // A blocking connect gives up after the send timeout (socket(7)): with EINPROGRESS, which is what nobody answering looks like.
         let timeout = nix::sys::time::TimeVal::new(PATIENCE.as_secs().cast_signed(), i64::from(PATIENCE.subsec_micros()));
         socket::setsockopt(&socket, sockopt::SendTimeout, &timeout)?;
@@ -296,9 +299,12 @@ impl UdpClient {
     /// # Errors
     /// The port is taken.
     pub fn bind(netns: &Netns, port: u16) -> Result<Self> {
-        let socket = netns
-            .inside(|| udp_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
-            .with_context(|| format!("UDP port {port} in {}", netns.name()))?;
+        netns.inside(|| Self::bind_here(port)).with_context(|| format!("UDP port {port} in {}", netns.name()))
+    }
+
+    /// A socket of the namespace of the calling thread.
+    pub(super) fn bind_here(port: u16) -> io::Result<Self> {
+        let socket = udp_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })
     }
@@ -347,6 +353,16 @@ pub fn ask_udp(netns: &Netns, to: SocketAddrV4, payload: &[u8]) -> Result<Answer
     let client = UdpClient::bind(netns, 0)?;
     client.connect(to)?;
     client.ask(to, payload).with_context(|| format!("{} to UDP {to}", netns.name()))
+}
+
+/// A socket of the calling thread's namespace; its port may be reused at once.
+fn tcp_socket(port: u16) -> io::Result<OwnedFd> {
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if port != 0 {
+        socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
+    }
+    Ok(socket)
 }
 
 /// A socket of the calling thread's namespace that can be bound again at once, and that keeps seconds of datagrams while its reader

@@ -6,4 +6,5 @@ pub mod http;
 pub mod iperf;
 pub mod packet;
 pub mod ping;
+pub mod probe;
 pub mod steady;
