@@ -12,6 +12,7 @@ pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod config;
+pub mod connect;
 pub mod conntrack;
 pub mod event;
 pub mod flow;

@@ -47,6 +47,10 @@ maps! {
     EPOCH v 1, 1;
     /// Hash of a tuple -> stamp of the latest change of `CONNTRACK` under one of that hash: what makes a [`Shortcut`](crate::shortcut::Shortcut) stale.
     CHANGES v 1, crate::shortcut::STAMPS;
+    /// Cookie of a network namespace -> [`Client`](crate::connect::Client).
+    CLIENTS v 1, 4_096;
+    /// Socket -> [`Frontend`](crate::connect::Frontend). A part of each socket, so that there is no number of entries.
+    CONNECTED v 1, 0;
     /// Index 0: one of [`takeover`](crate::conntrack::takeover).
     TAKEOVER v 1, 1;
     /// Datagram -> [`Fragment`](crate::fragment::Fragment).

@@ -76,6 +76,13 @@ impl Ip4 {
         u32::from_be(self.be)
     }
 
+    /// Whether this is 127.0.0.0/8 (RFC 1122, 3.2.1.3).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        self.to_host() >> 24 == 127
+    }
+
     /// Whether this is 224.0.0.0/4 or the limited broadcast address (RFC 1112, RFC 919).
     #[must_use]
     #[inline(always)]

@@ -91,6 +91,7 @@ numbered! {
         Refused = 7, "refused", "An ICMP unreachable was sent back.";
         DirectUntracked = 8, "direct_untracked", "A direct flow found no room to be tracked; it went on untracked.";
         SlowPath = 9, "slow_path", "Left to the host's stack: TTL at its end, too big for the tunnel, or fragments out of order.";
+        ServiceConnect = 10, "service_connect", "A connection to a Service was given a backend by connect(): its packets need no translation.";
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod announcement;
 mod background;
+mod clients;
+mod connect;
 mod dataplane;
 mod drop_log;
 mod handler;

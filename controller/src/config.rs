@@ -76,6 +76,8 @@ pub struct Config {
     pub node_port_addresses: NodePortAddresses,
     /// `loadBalancer`: how backends are chosen.
     pub load_balancer: LoadBalancer,
+    /// `connectTimeTranslation`.
+    pub connect_time_translation: ConnectTimeTranslation,
     /// `logFormat`.
     pub log_format: LogFormat,
     /// `logLevel`: error, warn, info, debug or trace, or a filter as `info,shunt::cluster=debug`.
@@ -118,6 +120,15 @@ pub enum LoadBalancer {
     Maglev,
 }
 
+/// Whether connections to Services are given a backend when a socket is connected, so that their packets need no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectTimeTranslation {
+    /// Where the kernel lets us; packet by packet elsewhere.
+    Auto,
+    /// Never: packet by packet.
+    Off,
+}
+
 /// Shape of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -142,6 +153,7 @@ impl Default for Config {
             cni_bin_dir: None,
             node_port_addresses: NodePortAddresses::Primary,
             load_balancer: LoadBalancer::Random,
+            connect_time_translation: ConnectTimeTranslation::Auto,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -149,7 +161,7 @@ impl Default for Config {
 }
 
 /// Every key that the file may have.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "vxlanPort",
     "vni",
     "mtu",
@@ -162,6 +174,7 @@ const KEYS: [&str; 14] = [
     "cniBinDir",
     "nodePortAddresses",
     "loadBalancer",
+    "connectTimeTranslation",
     "logFormat",
     "logLevel",
 ];
@@ -268,6 +281,10 @@ impl Config {
             let words = [("random", LoadBalancer::Random), ("maglev", LoadBalancer::Maglev)];
             config.load_balancer = word("loadBalancer", &value, words)?;
         }
+        if let Some(value) = get("connectTimeTranslation") {
+            let words = [("auto", ConnectTimeTranslation::Auto), ("off", ConnectTimeTranslation::Off)];
+            config.connect_time_translation = word("connectTimeTranslation", &value, words)?;
+        }
         if let Some(value) = get("logFormat") {
             config.log_format = word("logFormat", &value, [("text", LogFormat::Text), ("json", LogFormat::Json)])?;
         }
@@ -359,7 +376,7 @@ mod tests {
     fn everything_can_be_said() {
         let config = Config::parse(
             "vxlanPort: 4789\nvni: 7\nmtu: 1400\nmasqueradePorts: 20000-29999\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             tunnelDecap: xdp\nconntrackMax: 65536\nnodePortAddresses: [192.0.2.0/24]\nloadBalancer: maglev\nhttpListen: '[::]:9000'\n\
+             tunnelDecap: xdp\nconntrackMax: 65536\nnodePortAddresses: [192.0.2.0/24]\nloadBalancer: maglev\nconnectTimeTranslation: off\nhttpListen: '[::]:9000'\n\
              cniConfDir: /etc/cni/net.d\ncniBinDir: /opt/cni/bin\nlogFormat: json\nlogLevel: info,shunt::cluster=debug\n",
         )
         .unwrap();
@@ -378,6 +395,7 @@ mod tests {
                 cni_bin_dir: Some("/opt/cni/bin".into()),
                 node_port_addresses: NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]),
                 load_balancer: LoadBalancer::Maglev,
+                connect_time_translation: ConnectTimeTranslation::Off,
                 log_format: LogFormat::Json,
                 log_level: "info,shunt::cluster=debug".to_owned(),
             }

@@ -196,7 +196,7 @@ fn a_silent_client_is_let_go() {
 fn what_changes_something_outlives_its_client() {
     let agent = Agent::new(Limits::default());
     let mut stream = UnixStream::connect(agent.path()).unwrap();
-    let request = serde_json::to_string(&Request::PodAttach(PodAttach { attachment: key() })).unwrap();
+    let request = serde_json::to_string(&Request::PodAttach(PodAttach { attachment: key(), netns_cookie: Some(7) })).unwrap();
     writeln!(stream, "{request}").unwrap();
     std::thread::sleep(Duration::from_millis(50));
     drop(stream);
@@ -344,7 +344,7 @@ fn at_the_end_whoever_is_owed_something_gets_it_and_nobody_else_is_waited_for() 
     agent.teller.tell();
     assert!(events.next().is_none_or(|event| event.is_err()), "a listener is let go");
     assert!(matches!(idle.pods(), Err(ClientError::Broken { .. })), "an idle client is let go");
-    amid_add.pod_attach(PodAttach { attachment: key() }).unwrap();
+    amid_add.pod_attach(PodAttach { attachment: key(), netns_cookie: None }).unwrap();
     agent.runtime.block_on(async { tokio::time::timeout(PATIENCE, agent.task).await }).unwrap().unwrap();
     assert_eq!(agent.fake.attached.load(Ordering::SeqCst), 1);
 }

@@ -14,7 +14,8 @@ use crate::{
 #[inline(always)]
 fn increment(map: &PerCpuArray<u64>, index: u32) {
     if let Some(counter) = map.get_ptr_mut(index) {
-        // SAFETY: a per-CPU slot, and a program is not preempted by another of ours on its CPU.
+        // SAFETY: a per-CPU slot. No program that handles a packet is preempted by another of ours on its CPU; one at a process's system
+        // call may be by one at another's, and then their two may count as one.
         unsafe { *counter += 1 };
     }
 }

@@ -8,6 +8,7 @@ mod count;
 mod maps;
 mod packet;
 mod programs;
+mod socket;
 mod stages;
 mod subprograms;
 

@@ -4,14 +4,16 @@
 use core::ptr;
 
 use aya_ebpf::{
+    btf_maps::SkStorage,
     helpers::generated::bpf_get_prandom_u32,
-    macros::map,
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use shunt_common::{
     address::{Address, Route},
     affinity::Affinity,
     config::{NodeConfig, SkbLayout},
+    connect::{Client, Frontend},
     conntrack::{CtEntry, CtKey},
     fragment::{Fragment, FragmentKey},
     maps,
@@ -77,6 +79,16 @@ static SHORTCUTS: PerCpuArray<Shortcut<V4>> = PerCpuArray::with_max_entries(shor
 /// Writer: the agent. Reader: `stages::stack`, for packets of no known flow.
 #[map]
 static TAKEOVER: Array<u32> = Array::with_max_entries(maps::TAKEOVER.capacity, 0);
+
+/// Cookie of a network namespace -> whose it is. Writer: the agent. Reader: `stages::connect`. Full: the agent reports it, and further
+/// pods' connections are translated packet by packet.
+#[map]
+static CLIENTS: HashMap<u64, Client<V4>> = HashMap::with_max_entries(maps::CLIENTS.capacity, 0);
+
+/// Socket -> the frontend that it was connected to. Writer and reader: `stages::connect`. An entry is the socket's own memory and goes
+/// with it: there is no full.
+#[btf_map]
+static CONNECTED: SkStorage<Frontend<V4>> = SkStorage::new();
 
 /// Datagram -> what its fragments share. Writer and reader: `stages::fragment`. Full: the least recently used datagram is
 /// forgotten, its remaining fragments go to reassembly.
@@ -154,6 +166,10 @@ pub(crate) trait FamilyMaps: Family {
     fn lets_in(client: ServiceClient<Self>) -> bool;
     /// `CONNTRACK`.
     fn conntrack() -> &'static HashMap<CtKey<Self>, CtEntry<Self>>;
+    /// `CLIENTS`.
+    fn clients() -> &'static HashMap<u64, Client<Self>>;
+    /// `CONNECTED`.
+    fn connected() -> &'static SkStorage<Frontend<Self>>;
     /// `SHORTCUTS`.
     fn shortcuts() -> &'static PerCpuArray<Shortcut<Self>>;
     /// `FRAGMENTS`.
@@ -197,6 +213,16 @@ impl FamilyMaps for V4 {
     #[inline(always)]
     fn conntrack() -> &'static HashMap<CtKey<V4>, CtEntry<V4>> {
         &CONNTRACK
+    }
+
+    #[inline(always)]
+    fn clients() -> &'static HashMap<u64, Client<V4>> {
+        &CLIENTS
+    }
+
+    #[inline(always)]
+    fn connected() -> &'static SkStorage<Frontend<V4>> {
+        &CONNECTED
     }
 
     #[inline(always)]

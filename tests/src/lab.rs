@@ -32,6 +32,7 @@ use crate::{
     plain::{PlainNode, Way},
     pod::Pod,
     topology::{Kind, Topology, node_address, pod_range},
+    translation::Translation,
     underlay::{self, Surroundings},
 };
 
@@ -73,6 +74,42 @@ impl Lab {
         let mut lab = Self::wired(topology)?;
         lab.start_agents()?;
         Ok(lab)
+    }
+
+    /// Builds it with Services translated in a given way, which it makes sure of.
+    ///
+    /// # Errors
+    /// As [`Lab::build`]; or the kernel doesn't offer that way.
+    pub fn build_with(topology: &Topology, translation: Translation) -> Result<Self> {
+        let mut lab = Self::wired_with(topology, translation)?;
+        lab.start_agents()?;
+        lab.nodes.iter().try_for_each(|node| translation.check(node))?;
+        Ok(lab)
+    }
+
+    /// As [`Lab::wired`], with agents that are to translate Services in a given way.
+    ///
+    /// # Errors
+    /// As [`Lab::wired`].
+    pub fn wired_with(topology: &Topology, translation: Translation) -> Result<Self> {
+        let lab = Self::wired(topology)?;
+        for node in &lab.nodes {
+            fs::write(node.config_file(), translation.config())?;
+        }
+        Ok(lab)
+    }
+
+    /// Restarts a node's agent to translate in a given way.
+    ///
+    /// # Errors
+    /// It doesn't end in order, doesn't come up, or the kernel doesn't offer that way.
+    pub fn switch_translation(&mut self, node: &str, translation: Translation) -> Result<()> {
+        let node = self.node_mut(node);
+        fs::write(node.config_file(), translation.config())?;
+        node.stop_agent()?;
+        node.start_agent()?;
+        node.wait_ready()?;
+        translation.check(node)
     }
 
     /// Starts every agent of a lab that is only wired, and waits until all are healthy.

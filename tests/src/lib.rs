@@ -41,4 +41,5 @@ pub mod terminal;
 pub mod test_run;
 pub mod topology;
 pub mod traffic;
+pub mod translation;
 pub mod underlay;

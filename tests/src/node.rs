@@ -19,7 +19,7 @@ use shunt_common::verdict::{Counter, DropReason};
 
 use crate::{
     command,
-    lab::ON_MACHINE,
+    lab::{ON_MACHINE, cgroup2},
     netns::Netns,
     topology::{derived_mac, node_address, pod_range},
     underlay::UPLINK,
@@ -149,7 +149,8 @@ impl Node {
         command.arg("--run-dir").arg(self.dir.join("run"));
         command.arg("--state-dir").arg(self.state_dir());
         command.arg("--pin-dir").arg(&self.pins);
-        command.arg("--cgroup").arg(&self.cgroup);
+        // As on a machine of its own: all processes are below it, and sockets tell by their namespace whose they are.
+        command.arg("--cgroup").arg(cgroup2()?);
         if self.cni_state_dir().exists() {
             command.arg("--cni-state-dir").arg(self.cni_state_dir());
         }
@@ -204,6 +205,14 @@ impl Node {
     /// It could not be started.
     pub fn start_agent_on(&mut self, cluster: Option<&Path>) -> Result<()> {
         let command = self.agent_command(cluster)?;
+        self.start(command)
+    }
+
+    /// Starts the agent by a command that differs from [`Node::agent_command`]'s.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_as(&mut self, command: Command) -> Result<()> {
         self.start(command)
     }
 

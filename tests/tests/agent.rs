@@ -8,6 +8,7 @@ use std::{fs, net::SocketAddrV4, path::Path, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use shunt_lab::{
+    both_translations,
     cluster::Endpoint,
     lab::{Lab, eventually},
     node::Node,
@@ -15,19 +16,21 @@ use shunt_lab::{
     service::{PORTS, SOON, TARGET, serve_pod, tcp_answer},
     topology::PAIR,
     traffic::{echo::TcpClient, flood::Flood},
+    translation::Translation,
 };
 
-fn scene() -> Result<Scene> {
-    Scene::set(Lab::build(&PAIR)?, &["b", "c"])
+both_translations!(killing_and_restarting_the_agent_loses_nothing);
+
+fn scene(translation: Translation) -> Result<Scene> {
+    Scene::set(Lab::build_with(&PAIR, translation)?, &["b", "c"])
 }
 
 fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
 }
 
-#[test]
-fn killing_and_restarting_the_agent_loses_nothing() -> Result<()> {
-    let mut scene = scene()?;
+fn killing_and_restarting_the_agent_loses_nothing(translation: Translation) -> Result<()> {
+    let mut scene = scene(translation)?;
     let every = Duration::from_micros(500);
     let targets = [SocketAddrV4::new(scene.b.address, TARGET), SocketAddrV4::new(scene.c.address, TARGET), scene.service.vip];
     let mut connection = TcpClient::connect(&scene.a.netns, scene.service.vip)?;
@@ -53,7 +56,7 @@ fn killing_and_restarting_the_agent_loses_nothing() -> Result<()> {
 
 #[test]
 fn what_changed_while_the_agent_was_dead_is_applied_when_it_returns() -> Result<()> {
-    let Scene { mut lab, a, b, c, service, servers: _servers } = scene()?;
+    let Scene { mut lab, a, b, c, service, servers: _servers } = scene(Translation::Connect)?;
     lab.node_mut("n1").kill_agent()?;
     lab.cluster.put_endpoints("web", &PORTS, &[Endpoint::ready(c.address, "n2")])?;
     lab.cluster.put_service("new", std::net::Ipv4Addr::new(10, 96, 0, 11), &PORTS)?;
@@ -74,7 +77,7 @@ fn what_changed_while_the_agent_was_dead_is_applied_when_it_returns() -> Result<
 
 #[test]
 fn an_agent_that_is_asked_to_end_leaves_the_dataplane_in_place() -> Result<()> {
-    let Scene { mut lab, a, service, servers: _servers, .. } = scene()?;
+    let Scene { mut lab, a, service, servers: _servers, .. } = scene(Translation::Connect)?;
     lab.node_mut("n1").stop_agent()?;
     tcp_answer(&a.netns, service.vip)?;
     lab.node_mut("n1").start_agent()?;
@@ -91,7 +94,7 @@ fn healthy(node: &Node) -> Result<bool> {
 
 #[test]
 fn a_bad_document_is_refused_and_everything_else_goes_on() -> Result<()> {
-    let Scene { lab, a, b, service, servers: _servers, .. } = scene()?;
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene(Translation::Connect)?;
     let n1 = lab.node("n1");
     let bad = [
         "kind: [unclosed\n",
@@ -128,7 +131,7 @@ fn a_bad_document_is_refused_and_everything_else_goes_on() -> Result<()> {
 
 #[test]
 fn the_last_good_version_of_an_object_stays_in_force() -> Result<()> {
-    let Scene { lab, a, service, servers: _servers, .. } = scene()?;
+    let Scene { lab, a, service, servers: _servers, .. } = scene(Translation::Connect)?;
     let n1 = lab.node("n1");
     let good = fs::read_to_string(lab.cluster.dir().join("service-web.yaml"))?;
     lab.cluster.put_text("service-web.yaml", &good.replace("port: 80\n", "port: 800000\n"))?;
@@ -146,7 +149,7 @@ fn the_last_good_version_of_an_object_stays_in_force() -> Result<()> {
 
 #[test]
 fn the_directory_is_watched_however_files_are_written() -> Result<()> {
-    let Scene { lab, a, b, c, service, servers: _servers } = scene()?;
+    let Scene { lab, a, b, c, service, servers: _servers } = scene(Translation::Connect)?;
     let n1 = lab.node("n1");
     let file = lab.cluster.dir().join("endpoints-web.yaml");
     let both = fs::read_to_string(&file)?;
@@ -211,7 +214,7 @@ fn a_second_agent_on_the_same_node_is_refused() -> Result<()> {
 
 #[test]
 fn cleanup_leaves_no_trace_of_a_node() -> Result<()> {
-    let Scene { mut lab, service, servers: _servers, .. } = scene()?;
+    let Scene { mut lab, service, servers: _servers, .. } = scene(Translation::Connect)?;
     let vip = service.vip.ip().to_string();
     let n1 = lab.node_mut("n1");
     ensure!(n1.netns.ip("route show")?.contains(&vip));

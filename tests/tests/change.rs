@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use shunt_lab::{
+    both_translations,
     cluster::{Endpoint, Port},
     lab::{Lab, eventually},
     netns::Netns,
@@ -13,11 +14,18 @@ use shunt_lab::{
     service::{PORT, PORTS, SOON, Service, TARGET, refused, tcp_answer, udp_answer},
     topology::PAIR,
     traffic::echo::{Server, TcpClient, UdpClient},
+    translation::Translation,
 };
 
+both_translations!(
+    a_tcp_connection_stays_with_its_backend_while_that_lives,
+    when_all_terminate_the_serving_ones_take_new_connections,
+    a_service_that_is_deleted_and_made_again_serves_again,
+);
+
 /// A Service with `b` behind it; `c` serves too but is no endpoint yet.
-fn scene() -> Result<Scene> {
-    Scene::set(Lab::build(&PAIR)?, &["b"])
+fn scene(translation: Translation) -> Result<Scene> {
+    Scene::set(Lab::build_with(&PAIR, translation)?, &["b"])
 }
 
 /// A UDP socket that keeps its port is answered by the backend that is there.
@@ -57,31 +65,30 @@ fn udp_follows(scene: &Scene, from: &Netns, connected: bool) -> Result<()> {
 
 #[test]
 fn a_udp_socket_of_a_pod_follows_the_endpoints() -> Result<()> {
-    let scene = scene()?;
+    let scene = scene(Translation::Connect)?;
     udp_follows(&scene, &scene.a.netns, false)
 }
 
 #[test]
 fn a_connected_udp_socket_of_a_pod_follows_the_endpoints() -> Result<()> {
-    let scene = scene()?;
+    let scene = scene(Translation::Connect)?;
     udp_follows(&scene, &scene.a.netns, true)
 }
 
 #[test]
 fn a_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
-    let scene = scene()?;
+    let scene = scene(Translation::Connect)?;
     udp_follows(&scene, &scene.lab.node("n1").netns, false)
 }
 
 #[test]
 fn a_connected_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
-    let scene = scene()?;
+    let scene = scene(Translation::Connect)?;
     udp_follows(&scene, &scene.lab.node("n1").netns, true)
 }
 
-#[test]
-fn a_tcp_connection_stays_with_its_backend_while_that_lives() -> Result<()> {
-    let Scene { lab, a, b, c, service, servers: _servers } = scene()?;
+fn a_tcp_connection_stays_with_its_backend_while_that_lives(translation: Translation) -> Result<()> {
+    let Scene { lab, a, b, c, service, servers: _servers } = scene(translation)?;
     let n1 = lab.node("n1");
     let mut pod = TcpClient::connect(&a.netns, service.vip)?;
     let mut host = TcpClient::connect(&n1.netns, service.vip)?;
@@ -104,18 +111,16 @@ fn a_tcp_connection_stays_with_its_backend_while_that_lives() -> Result<()> {
     refused(&a.netns, service.vip)
 }
 
-#[test]
-fn when_all_terminate_the_serving_ones_take_new_connections() -> Result<()> {
-    let Scene { lab, a, b, service, servers: _servers, .. } = scene()?;
+fn when_all_terminate_the_serving_ones_take_new_connections(translation: Translation) -> Result<()> {
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene(translation)?;
     service.set(&lab, &PORTS, &[Endpoint::terminating(b.address, "n1")])?;
     ensure!(tcp_answer(&a.netns, service.vip)?.server == "b");
     ensure!(udp_answer(&a.netns, service.vip)?.server == "b");
     Ok(())
 }
 
-#[test]
-fn a_service_that_is_deleted_and_made_again_serves_again() -> Result<()> {
-    let Scene { lab, a, b, service, servers: _servers, .. } = scene()?;
+fn a_service_that_is_deleted_and_made_again_serves_again(translation: Translation) -> Result<()> {
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene(translation)?;
     tcp_answer(&a.netns, service.vip)?;
     lab.cluster.remove("service-web.yaml")?;
     lab.cluster.remove("endpoints-web.yaml")?;

@@ -20,6 +20,7 @@ use shunt_lab::{
         echo::{TcpClient, UdpClient, ask_tcp, ask_udp},
         packet::{fragments, send_ipv4, udp},
     },
+    translation::Translation,
 };
 
 /// A datagram in fragments of 1,200 bytes, sent in the order of `order`, is answered whole.
@@ -109,7 +110,7 @@ fn learns_the_mtu(from: &Netns, to: SocketAddrV4) -> Result<()> {
 
 #[test]
 fn path_mtu_discovery_works_through_a_service() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+    let lab = Lab::build_with(&PAIR, Translation::Packet)?;
     let a = lab.pod("n1", "a")?;
     let _outside = serve(lab.outside(), OUTSIDE, "outside")?;
     let service = Service::create(&lab, "external", 10, &[])?;
@@ -129,7 +130,7 @@ fn path_mtu_discovery_works_for_masqueraded_flows() -> Result<()> {
 
 #[test]
 fn a_closed_port_behind_a_service_is_reported_to_the_client() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+    let lab = Lab::build_with(&PAIR, Translation::Packet)?;
     let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
     for (index, backend) in [(10, &b), (20, &c)] {
         let service = Service::create(&lab, &format!("closed{index}"), index, &[backend])?;
@@ -168,7 +169,7 @@ fn traceroute_sees_the_way_through_the_overlay_and_through_a_service() -> Result
 
 #[test]
 fn a_segment_too_big_for_the_tunnel_is_answered_with_its_mtu() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+    let lab = Lab::build_with(&PAIR, Translation::Packet)?;
     let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
     let _server = serve_pod(&c)?;
     let service = Service::create(&lab, "web", 10, &[&c])?;

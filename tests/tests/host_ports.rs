@@ -11,14 +11,21 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use shunt_common::{config::link_local::GATEWAY, service::kind};
 use shunt_lab::{
+    both_translations,
     lab::{Lab, eventually},
     netns::Netns,
     node::Node,
     pod::{Call, Pod},
     service::{PORT, PORTS, SOON, TARGET, refused, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR},
-    traffic::echo::TcpClient,
+    traffic::echo::{Server, TcpClient},
+    translation::Translation,
 };
+
+both_translations!(
+    a_pod_is_reached_by_its_host_port_from_everywhere_with_the_clients_own_address,
+    a_port_of_the_hosts_loopback_is_none_of_a_pods,
+);
 
 const HOST_PORT: u16 = 8081;
 
@@ -26,8 +33,8 @@ const HOST_PORT: u16 = 8081;
 const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 111);
 
 /// A lab whose n1 has two addresses.
-fn lab() -> Result<Lab> {
-    let mut lab = Lab::wired(&PAIR)?;
+fn lab(translation: Translation) -> Result<Lab> {
+    let mut lab = Lab::wired_with(&PAIR, translation)?;
     let n1 = &lab.node("n1").netns;
     let route = n1.ip(&format!("-o -4 addr show to {}", lab.node("n1").address()))?;
     let interface = route.split_whitespace().nth(1).context("n1 has its address")?;
@@ -73,9 +80,8 @@ fn problem(node: &Node) -> Result<String> {
     Ok(problem.to_string())
 }
 
-#[test]
-fn a_pod_is_reached_by_its_host_port_from_everywhere_with_the_clients_own_address() -> Result<()> {
-    let lab = lab()?;
+fn a_pod_is_reached_by_its_host_port_from_everywhere_with_the_clients_own_address(translation: Translation) -> Result<()> {
+    let lab = lab(translation)?;
     let (n1, n2) = (lab.node("n1"), lab.node("n2"));
     let (a, d) = (lab.pod("n1", "a")?, lab.pod("n2", "d")?);
     let b = Pod::add_with(n1, "b", mappings(HOST_PORT, None))?;
@@ -91,12 +97,15 @@ fn a_pod_is_reached_by_its_host_port_from_everywhere_with_the_clients_own_addres
             (&n1.netns, n1.address()),
             (&d.netns, of_d),
             (&n2.netns, n2.address()),
-            // Itself, which would not take its own address for another's.
-            (&b.netns, Ipv4Addr::from(GATEWAY)),
         ] {
             let found = ask(client, to)?;
             ensure!(found == ("b".to_owned(), source), "{to} from {}: {found:?}", client.name());
         }
+        // Itself: it would not take its own address for another's, unless its socket is connected to its own address indeed.
+        let by_packet = Ipv4Addr::from(GATEWAY);
+        let by_tcp = if translation == Translation::Connect { b.address } else { by_packet };
+        let (tcp, udp) = (tcp_answer(&b.netns, to)?, udp_answer(&b.netns, to)?);
+        ensure!((*tcp.peer.ip(), *udp.peer.ip()) == (by_tcp, by_packet), "{to} from itself: {tcp:?}, {udp:?}");
         TcpClient::connect(lab.outside(), to)?.exchange(&vec![7; 2 << 20])?;
     }
     let shown = String::from_utf8(n1.shunt(&["get", "pods"])?.stdout)?;
@@ -104,9 +113,26 @@ fn a_pod_is_reached_by_its_host_port_from_everywhere_with_the_clients_own_addres
     Ok(())
 }
 
+fn a_port_of_the_hosts_loopback_is_none_of_a_pods(translation: Translation) -> Result<()> {
+    let lab = lab(translation)?;
+    let n1 = lab.node("n1");
+    let (a, b) = (lab.pod("n1", "a")?, Pod::add_with(n1, "b", mappings(HOST_PORT, None))?);
+    let _server = serve_pod(&b)?;
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, HOST_PORT);
+    ensure!(held(n1, HOST_PORT)?.contains(to.ip()));
+    ensure!(tcp_answer(&a.netns, to).is_err(), "a pod that serves nothing was answered at its loopback");
+    let _its_own = Server::tcp(&a.netns, to, "a")?;
+    ensure!(tcp_answer(&a.netns, to)?.server == "a");
+    match translation {
+        Translation::Connect => ensure!(tcp_answer(&n1.netns, to)?.server == "b"),
+        Translation::Packet => refused(&n1.netns, to)?,
+    }
+    Ok(())
+}
+
 #[test]
 fn one_host_port_is_several_pods_by_address_and_protocol() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab(Translation::Connect)?;
     let n1 = lab.node("n1");
     let (first, second) = (SocketAddrV4::new(n1.address(), HOST_PORT), SocketAddrV4::new(SECOND, HOST_PORT));
     let b = Pod::add_with(n1, "b", mappings(HOST_PORT, Some(*first.ip())))?;
@@ -150,7 +176,7 @@ fn one_host_port_is_several_pods_by_address_and_protocol() -> Result<()> {
 
 #[test]
 fn a_host_port_goes_with_its_pod_and_stays_with_a_new_agent() -> Result<()> {
-    let mut lab = lab()?;
+    let mut lab = lab(Translation::Connect)?;
     let to = SocketAddrV4::new(lab.node("n1").address(), HOST_PORT);
     let b = Pod::add_with(lab.node("n1"), "b", mappings(HOST_PORT, None))?;
     let c = Pod::add_with(lab.node("n1"), "c", mappings(HOST_PORT + 1, None))?;
@@ -185,7 +211,7 @@ fn a_host_port_goes_with_its_pod_and_stays_with_a_new_agent() -> Result<()> {
 #[test]
 fn a_service_has_its_node_port_before_any_pod_and_the_pod_is_told_of() -> Result<()> {
     const NODE_PORT: u16 = 30_080;
-    let lab = lab()?;
+    let lab = lab(Translation::Connect)?;
     let n1 = lab.node("n1");
     let (a, b) = (lab.pod("n1", "a")?, Pod::add_with(n1, "b", mappings(NODE_PORT, None))?);
     let _servers = (serve_pod(&a)?, serve_pod(&b)?);

@@ -304,7 +304,7 @@ fn an_agent_that_is_told_to_end_finishes_what_it_began() -> Result<()> {
         let ending = scope.spawn(|| n1.stop_agent());
         nobody_listens(&socket)?;
         // There is no such interface, which is an answer.
-        let answer = plugin.pod_attach(PodAttach { attachment });
+        let answer = plugin.pod_attach(PodAttach { attachment, netns_cookie: None });
         ensure!(matches!(answer, Err(ClientError::Refused(_))), "{answer:?}");
         ending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });

@@ -10,16 +10,32 @@ use std::{collections::BTreeSet, net::SocketAddrV4};
 use anyhow::{Result, ensure};
 use shunt_common::verdict::DropReason;
 use shunt_lab::{
+    both_translations,
     cluster::Endpoint,
     lab::{Lab, eventually},
     service::{PORT, PORTS, SOON, Service, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR},
     traffic::echo::{TcpClient, UdpClient, ask_tcp, ask_udp},
+    translation::Translation,
 };
 
-#[test]
-fn every_backend_serves_pods_which_keep_their_address() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+both_translations!(
+    every_backend_serves_pods_which_keep_their_address,
+    processes_of_nodes_are_served_too,
+    a_pod_reaches_itself_through_its_service,
+    a_node_reaches_its_own_process_through_a_service,
+    backends_on_the_host_network_serve_pods_and_nodes,
+    a_backend_outside_of_the_cluster_serves_pods,
+    without_endpoints_clients_are_refused_at_once,
+    an_undefined_port_is_refused_and_never_leaves_the_node,
+    one_client_port_through_two_virtual_ips_to_one_backend_is_two_connections,
+    one_client_port_to_a_backend_directly_and_through_its_service_is_two_connections,
+    a_client_port_used_for_a_service_is_free_for_direct_connections_afterwards,
+    two_clients_of_the_node_with_one_port_are_told_apart,
+);
+
+fn every_backend_serves_pods_which_keep_their_address(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
     let _servers = (serve_pod(&b)?, serve_pod(&c)?);
     let service = Service::create(&lab, "web", 10, &[&b, &c])?;
@@ -38,9 +54,8 @@ fn every_backend_serves_pods_which_keep_their_address() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn processes_of_nodes_are_served_too() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn processes_of_nodes_are_served_too(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (b, c) = (lab.pod("n1", "b")?, lab.pod("n2", "c")?);
     let _servers = (serve_pod(&b)?, serve_pod(&c)?);
     let service = Service::create(&lab, "web", 10, &[&b, &c])?;
@@ -58,9 +73,8 @@ fn processes_of_nodes_are_served_too() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_pod_reaches_itself_through_its_service() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn a_pod_reaches_itself_through_its_service(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let a = lab.pod("n1", "a")?;
     let _server = serve_pod(&a)?;
     let service = Service::create(&lab, "self", 10, &[&a])?;
@@ -70,9 +84,8 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_node_reaches_its_own_process_through_a_service() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn a_node_reaches_its_own_process_through_a_service(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let n1 = lab.node("n1");
     let _server = serve(&n1.netns, n1.address(), "n1")?;
     let service = Service::create(&lab, "host", 10, &[])?;
@@ -82,9 +95,8 @@ fn a_node_reaches_its_own_process_through_a_service() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn backends_on_the_host_network_serve_pods_and_nodes() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn backends_on_the_host_network_serve_pods_and_nodes(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let a = lab.pod("n1", "a")?;
     let (n1, n2) = (lab.node("n1"), lab.node("n2"));
     let _servers = (serve(&n1.netns, n1.address(), "n1")?, serve(&n2.netns, n2.address(), "n2")?);
@@ -103,9 +115,8 @@ fn backends_on_the_host_network_serve_pods_and_nodes() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_backend_outside_of_the_cluster_serves_pods() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn a_backend_outside_of_the_cluster_serves_pods(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let a = lab.pod("n1", "a")?;
     let _server = serve(lab.outside(), OUTSIDE, "outside")?;
     let service = Service::create(&lab, "external", 10, &[])?;
@@ -116,9 +127,8 @@ fn a_backend_outside_of_the_cluster_serves_pods() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn without_endpoints_clients_are_refused_at_once() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn without_endpoints_clients_are_refused_at_once(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let a = lab.pod("n1", "a")?;
     let n1 = lab.node("n1");
     let service = Service::create(&lab, "empty", 10, &[])?;
@@ -132,9 +142,8 @@ fn without_endpoints_clients_are_refused_at_once() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_undefined_port_is_refused_and_never_leaves_the_node() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn an_undefined_port_is_refused_and_never_leaves_the_node(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
     let _server = serve_pod(&b)?;
     let service = Service::create(&lab, "web", 10, &[&b])?;
@@ -146,9 +155,8 @@ fn an_undefined_port_is_refused_and_never_leaves_the_node() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn one_client_port_through_two_virtual_ips_to_one_backend_is_two_connections() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn one_client_port_through_two_virtual_ips_to_one_backend_is_two_connections(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
     let _servers = (serve_pod(&b)?, serve_pod(&c)?);
     for (index, backend) in [(10, &b), (20, &c)] {
@@ -168,9 +176,8 @@ fn one_client_port_through_two_virtual_ips_to_one_backend_is_two_connections() -
     Ok(())
 }
 
-#[test]
-fn one_client_port_to_a_backend_directly_and_through_its_service_is_two_connections() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn one_client_port_to_a_backend_directly_and_through_its_service_is_two_connections(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
     let _servers = (serve_pod(&b)?, serve_pod(&c)?);
     for (index, backend) in [(10, &b), (20, &c)] {
@@ -190,9 +197,8 @@ fn one_client_port_to_a_backend_directly_and_through_its_service_is_two_connecti
     Ok(())
 }
 
-#[test]
-fn a_client_port_used_for_a_service_is_free_for_direct_connections_afterwards() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn a_client_port_used_for_a_service_is_free_for_direct_connections_afterwards(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
     let _server = serve_pod(&b)?;
     let service = Service::create(&lab, "web", 10, &[&b])?;
@@ -205,9 +211,8 @@ fn a_client_port_used_for_a_service_is_free_for_direct_connections_afterwards() 
     Ok(())
 }
 
-#[test]
-fn two_clients_of_the_node_with_one_port_are_told_apart() -> Result<()> {
-    let lab = Lab::build(&PAIR)?;
+fn two_clients_of_the_node_with_one_port_are_told_apart(translation: Translation) -> Result<()> {
+    let lab = Lab::build_with(&PAIR, translation)?;
     let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
     let n1 = lab.node("n1");
     let _server = serve_pod(&c)?;

@@ -14,6 +14,7 @@ use shunt_common::{
     vxlan,
 };
 
+use super::connect::Connect;
 use crate::{
     config::{AgentOptions, PortRange, TunnelDecap},
     install::{
@@ -22,7 +23,7 @@ use crate::{
     },
     kernel::{
         bpf::BpfKernel,
-        defrag,
+        connect, defrag,
         links::{self, ENCAPSULATION, HostAddress, Link, LinksError, TUNNEL, TunnelSpec},
         maps::Maps,
         netlink::Netlink,
@@ -174,6 +175,8 @@ pub(super) struct Dataplane {
     pins: MapPins,
     programs: Programs,
     use_xdp: bool,
+    /// Where connections to Services are given their backends.
+    pub(super) connect: Connect,
     /// Interpreter of steps.
     pub(super) kernel: BpfKernel,
     /// What the programs know of the node.
@@ -211,6 +214,7 @@ impl Dataplane {
             pins,
             programs,
             use_xdp: options.config.tunnel_decap == TunnelDecap::Xdp,
+            connect: Connect::of(options),
             kernel,
             config: survey.config,
             underlay: survey.underlay.name,
@@ -254,6 +258,9 @@ impl Dataplane {
                     self.notes.push(format!("tunnel packets are popped by TC, not XDP: {}", with_causes(&error)));
                 }
             }
+        }
+        if self.connect.put_in_force(&mut self.programs) {
+            wanted.extend(connect::link_names(&self.dir));
         }
         tracing::info!(links = wanted.len() - 1, took = ?start.elapsed(), "programs are in force");
         if let Err(error) = defrag::ensure(&self.dir) {
@@ -314,7 +321,10 @@ impl Dataplane {
             (Hook::FromWireXdp, self.underlay.as_str(), self.config.underlay_ifindex),
         ];
         let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..3] };
-        let is_same = survey.config == self.config && survey.addresses == self.addresses && self.are_attached(hooks)?;
+        let is_same = survey.config == self.config
+            && survey.addresses == self.addresses
+            && self.are_attached(hooks)?
+            && self.connect.stands(&self.dir)?;
         Ok(if is_same { Found::AsItWas } else { Found::Changed })
     }
 

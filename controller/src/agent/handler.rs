@@ -51,7 +51,7 @@ impl Handler for Requests {
     }
 
     async fn pod_attach(&self, request: PodAttach) -> Result<(), Refusal> {
-        self.counted(CniRequest::PodAttach, |state| state.pod_attach(&request.attachment)).await
+        self.counted(CniRequest::PodAttach, |state| state.pod_attach(&request)).await
     }
 
     async fn pod_check(&self, request: PodCheck) -> Result<PodAdded, Refusal> {

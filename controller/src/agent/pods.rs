@@ -22,7 +22,10 @@ use crate::{
     takeover::TakeoverError,
 };
 
-use super::dataplane::{Dataplane, DataplaneError, forget_pod};
+use super::{
+    clients,
+    dataplane::{Dataplane, DataplaneError, forget_pod},
+};
 
 /// Why a pod's host side is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,9 @@ pub(super) fn survivors<'a>(
 
 /// Attaches a pod whose interface pair stands. The order is such that no packet leaves the pod before the programs guard it, nor
 /// finds a way to it that is not there yet. Doing it again mends what is missing.
-pub(super) fn attach(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodError> {
+///
+/// `cookie` is that of the pod's network namespace, if it is known.
+pub(super) fn attach(dataplane: &mut Dataplane, pod: &Pod, cookie: Option<u64>) -> Result<u32, PodError> {
     let name = &pod.host_interface;
     let link = links::by_name(dataplane.kernel.netlink(), name)?.ok_or_else(|| PodError::NoInterface(name.clone()))?;
     if link.kind != Kind::Veth {
@@ -81,6 +86,7 @@ pub(super) fn attach(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodErr
     }
     dataplane.attach_pod(name, link.index)?;
     enter(dataplane, &[(pod, link.index)])?;
+    clients::enter(&dataplane.kernel.maps().clients, pod, cookie)?;
     open(dataplane, pod, link.index)?;
     Ok(link.index)
 }
@@ -114,7 +120,9 @@ pub(super) fn restore(
     let is_ours = |addr: &Ip4| pods.iter().any(|(pod, _)| Ip4::from(pod.address) == *addr);
     let stale = present.iter().filter(|(addr, address)| address.kind == kind::POD && !is_ours(addr));
     let steps: Vec<Step> = stale.map(|(addr, _)| Step::DeleteAddress { addr: *addr }).collect();
-    Ok(dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?)
+    dataplane.kernel.carry_out(&steps).map_err(|(_, error)| error)?;
+    let node_ip = dataplane.kernel.via().node_ip;
+    Ok(clients::restore(&dataplane.kernel.maps().clients, node_ip, pods.iter().map(|(pod, _)| *pod))?)
 }
 
 /// What is wrong with a pod's host side, if anything.
@@ -157,6 +165,7 @@ pub(super) fn remove(
         Some(dataplane) => {
             remove_link(dataplane.kernel.netlink(), interface, is_adopted)?;
             if let Some(pod) = pod {
+                clients::forget(&dataplane.kernel.maps().clients, pod)?;
                 let addr = pod.address.into();
                 dataplane.kernel.carry_out(&[Step::DeleteAddress { addr }]).map_err(|(_, error)| error)?;
             }

@@ -27,7 +27,10 @@ use crate::{
     model::{Changes, Model, Name},
     problem::{Problem, with_causes},
     socket::{
-        protocol::{Happening, MonitorEvent, PodAdd, PodAdded, PodCheck, PodGc, PodGcDone, Refusal, RefusalReason, SyncReport},
+        protocol::{
+            Happening, MonitorEvent, PodAdd, PodAdded, PodAttach, PodCheck, PodGc, PodGcDone, Refusal, RefusalReason,
+            SyncReport,
+        },
         server::unix_ms,
     },
 };
@@ -252,7 +255,7 @@ impl State {
             attached.insert(pod.attachment.clone(), (pod.clone(), ifindex));
             if let Err(wrong) = pods::check(&mut up.dataplane, pod) {
                 tracing::warn!(pod = %pod.attachment, "{}; it is attached again", with_causes(&wrong));
-                if let Err(error) = pods::attach(&mut up.dataplane, pod) {
+                if let Err(error) = pods::attach(&mut up.dataplane, pod, None) {
                     failure = Some(format!("pod {}: {}", pod.attachment, with_causes(&error)));
                 }
             }
@@ -335,7 +338,7 @@ impl State {
         let outcome = self.takeover.look_again(own, &self.options, &mut self.ipam);
         self.health.set(Subject::Takeover, &outcome);
         for pod in outcome.unwrap_or_default() {
-            match pods::attach(&mut up.dataplane, &pod) {
+            match pods::attach(&mut up.dataplane, &pod, None) {
                 Ok(ifindex) => {
                     tracing::info!(pod = %pod.attachment, address = %pod.address, "a pod of flannel's was adopted");
                     up.pods.insert(pod.attachment.clone(), (pod, ifindex));
@@ -459,10 +462,11 @@ impl State {
         Ok(added(&pod, up.dataplane.config.mtu, self.takeover.gateway_of(&pod)))
     }
 
-    pub(super) fn pod_attach(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
+    pub(super) fn pod_attach(&mut self, request: &PodAttach) -> Result<(), Refusal> {
+        let key = &request.attachment;
         let Some(pod) = self.ipam.pods().get(key).cloned() else { return Err(unknown(key)) };
         let Some(up) = &mut self.up else { return Err(self.not_ready()) };
-        let ifindex = pods::attach(&mut up.dataplane, &pod).map_err(|error| failed(&error))?;
+        let ifindex = pods::attach(&mut up.dataplane, &pod, request.netns_cookie).map_err(|error| failed(&error))?;
         up.pods.insert(key.clone(), (pod.clone(), ifindex));
         self.follow_host_ports(None)?;
         tracing::debug!(pod = %key, address = %pod.address, "pod attached");

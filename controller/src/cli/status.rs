@@ -15,7 +15,11 @@ use super::{
 };
 use crate::{
     kernel::{pins::PinDir, sys::Target},
-    socket::{self, client::Client, protocol},
+    socket::{
+        self,
+        client::Client,
+        protocol::{self, ConnectStatus},
+    },
 };
 
 /// Show health, counts, the last sync and drops on one screen; exit 0 only if healthy
@@ -96,8 +100,9 @@ fn dataplane(dirs: &Dirs) -> anyhow::Result<Dataplane> {
     let mut links = Vec::new();
     for name in pins.link_names()? {
         let on = match pins.link_target(&name).with_context(|| format!("link {name}"))? {
-            Some(Target::Interface(0)) | None => None,
+            Some(Target::Interface(0) | Target::Cgroup(0)) | None => None,
             Some(Target::Interface(index)) => Some(interface(index)),
+            Some(Target::Cgroup(_)) => Some("cgroup".to_owned()),
             Some(Target::Netfilter) => Some("netfilter".to_owned()),
             Some(Target::Other) => Some("something else".to_owned()),
         };
@@ -159,6 +164,7 @@ impl Report {
 }
 
 fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
+    let counts = &agent.counts;
     let known = |value: Option<String>| value.unwrap_or_else(|| "not known yet".to_owned());
     line(text, "Agent", &format!("shunt {}, pid {}", agent.version, agent.pid));
     let address = known(agent.node_ip.map(|ip| ip.to_string()));
@@ -171,8 +177,10 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
         let heard = source.heard_at_unix_ms.map(|at| format!(", last heard {} ago", since(at, now)));
         line(text, "Source", &format!("{}{connected}{}", source.from, heard.unwrap_or_default()));
     }
+    if let Some(connect) = &agent.connect {
+        line(text, "Services", &connect_text(connect, counts.pods));
+    }
     line(text, "HTTP", &agent.http.map_or_else(|| "off".to_owned(), |address| address.to_string()));
-    let counts = &agent.counts;
     let counts = format!(
         "{} nodes, {} pods here, {} service ports, {} backends",
         counts.nodes, counts.pods, counts.services, counts.backends
@@ -184,6 +192,16 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     line(text, "Last sync", &sync.unwrap_or_else(|| "none yet".to_owned()));
     list(text, "Refused", agent.problems.iter().map(ToString::to_string));
     list(text, "Notes", agent.notes.iter().cloned());
+}
+
+fn connect_text(connect: &ConnectStatus, pods: u64) -> String {
+    match connect {
+        ConnectStatus::Active { cgroup, pods: known } => {
+            format!("TCP by connect() below {}, of this host and {known} of {pods} pods; else by packet", cgroup.display())
+        }
+        ConnectStatus::Off => "by packet, as configured".to_owned(),
+        ConnectStatus::Unavailable(reason) => format!("by packet: {reason}"),
+    }
 }
 
 fn since(unix_ms: u64, now: SystemTime) -> String {
@@ -255,6 +273,7 @@ mod tests {
                 heard_at_unix_ms: Some(1_071_000),
             }),
             http: Some("127.0.0.1:9466".parse().unwrap()),
+            connect: Some(ConnectStatus::Active { cgroup: "/sys/fs/cgroup".into(), pods: 2 }),
             counts: protocol::Counts { nodes: 2, pods: 3, services: 4, backends: 5 },
             last_sync: Some(protocol::SyncReport { at_unix_ms: 1_000_000, duration_us: 1234, steps: 17 }),
             problems: vec![],
@@ -287,6 +306,7 @@ mod tests {
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
         Source:    API server by the pod's service account, last heard 4s ago
+        Services:  TCP by connect() below /sys/fs/cgroup, of this host and 2 of 3 pods; else by packet
         HTTP:      127.0.0.1:9466
         In force:  2 nodes, 3 pods here, 4 service ports, 5 backends
         Last sync: 1m15s ago, 17 changes in 1.2 ms
@@ -301,11 +321,11 @@ mod tests {
     #[test]
     fn an_agent_of_before_these_fields_is_understood() {
         let mut value = serde_json::to_value(agent()).unwrap();
-        for field in ["source", "http"] {
+        for field in ["source", "http", "connect"] {
             assert!(value.as_object_mut().unwrap().remove(field).is_some(), "{field}");
         }
         let old: protocol::Status = serde_json::from_value(value).unwrap();
-        assert_eq!((old.source, old.http), (None, None));
+        assert_eq!((old.source, old.http, old.connect), (None, None, None));
     }
 
     #[test]
@@ -323,6 +343,7 @@ mod tests {
         sick.source =
             Some(protocol::SourceStatus { from: "files in /etc/cluster".to_owned(), connected: false, heard_at_unix_ms: None });
         sick.http = None;
+        sick.connect = Some(ConnectStatus::Unavailable("/sys/fs/cgroup is not a cgroup v2 directory".to_owned()));
         let mut plane = dataplane();
         plane.links[0].on = None;
         let report = Report::of(Ok(sick), Ok(plane));
@@ -336,6 +357,7 @@ mod tests {
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
         Source:    files in /etc/cluster, NOT CONNECTED
+        Services:  by packet: /sys/fs/cgroup is not a cgroup v2 directory
         HTTP:      off
         In force:  2 nodes, 3 pods here, 4 service ports, 5 backends
         Last sync: none yet

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     attachment::AttachmentKey,
+    kernel::netns::own_cookie,
     socket::{
         client::{Client, ClientError},
         protocol::{PodAdd, PodAdded, PodAttach, PodCheck, PodDelete, PodGc, RefusalReason},
@@ -76,7 +77,9 @@ fn add(environment: &Environment, config: &NetworkConfig) -> Result<String, CniE
         undo(config, attachment);
         return Err(error);
     }
-    if let Err(error) = client.pod_attach(PodAttach { attachment: attachment.clone() }) {
+    // Without it the pod is served all the same.
+    let netns_cookie = netns.run(async |_| own_cookie()).ok().and_then(Result::ok);
+    if let Err(error) = client.pod_attach(PodAttach { attachment: attachment.clone(), netns_cookie }) {
         if let Err(error) = remove(&netns, ifname) {
             eprintln!("shunt: after a failed attach: {error}");
         }

@@ -64,7 +64,7 @@ impl Compiler {
         let own = || self.view.addresses.iter().copied().chain([self.view.ip, LOOPBACK]).collect::<BTreeSet<_>>();
         let addresses = match host_port.host_ip.map(Ip4::from) {
             None => own(),
-            Some(addr) if addr.to_host() >> 24 == 127 || own().contains(&addr) => [addr].into(),
+            Some(addr) if addr.is_loopback() || own().contains(&addr) => [addr].into(),
             Some(_) => BTreeSet::new(),
         };
         let (port, proto) = (Port::from_host(host_port.host_port), host_port.protocol.number());

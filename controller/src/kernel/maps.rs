@@ -5,6 +5,7 @@ use std::{fmt, path::Path};
 use aya::maps::{Map, MapData, PerCpuArray};
 use shunt_common::{
     address::{Address, Prefix, Route},
+    connect::Client,
     conntrack::{CtEntry, CtKey},
     maps::{self, MapSpec},
     net::{Ip4, V4},
@@ -32,6 +33,8 @@ pub struct Maps {
     pub source_ranges: Table<SourceRange<V4>, u32>,
     /// `EPOCH`.
     pub epoch: Table<u32, u32>,
+    /// `CLIENTS`.
+    pub clients: Table<u64, Client<V4>>,
     /// `TAKEOVER`.
     pub takeover: Table<u32, u32>,
     /// `CONNTRACK`.
@@ -53,6 +56,7 @@ impl Maps {
             node_ports: Table::open(&maps::NODE_PORTS, path(&maps::NODE_PORTS).as_ref())?,
             source_ranges: Table::open(&maps::SOURCE_RANGES, path(&maps::SOURCE_RANGES).as_ref())?,
             epoch: Table::open(&maps::EPOCH, path(&maps::EPOCH).as_ref())?,
+            clients: Table::open(&maps::CLIENTS, path(&maps::CLIENTS).as_ref())?,
             takeover: Table::open(&maps::TAKEOVER, path(&maps::TAKEOVER).as_ref())?,
             conntrack: Table::open(&maps::CONNTRACK, path(&maps::CONNTRACK).as_ref())?,
         })

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod cleanup;
+pub mod connect;
 pub mod defrag;
 pub mod events;
 pub mod fake;
@@ -11,6 +12,7 @@ pub mod grace;
 pub mod links;
 pub mod maps;
 pub mod netlink;
+pub mod netns;
 pub mod nf_conntrack;
 pub mod nf_tables;
 mod nfnetlink;

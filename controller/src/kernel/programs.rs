@@ -185,8 +185,8 @@ pub fn load<'a>(
 /// Loaded programs, ready to be attached.
 #[derive(Debug)]
 pub struct Programs {
-    ebpf: Ebpf,
-    dir: PinDir,
+    pub(super) ebpf: Ebpf,
+    pub(super) dir: PinDir,
     slower: Option<Slower>,
 }
 
@@ -318,7 +318,7 @@ impl Programs {
     }
 }
 
-fn program_error(
+pub(super) fn program_error(
     action: &'static str,
     program: &'static str,
     interface: &str,
@@ -327,7 +327,7 @@ fn program_error(
     move |source| ProgramsError::Program { action, program, interface: interface.clone(), source: Box::new(source) }
 }
 
-fn link_error<E: std::error::Error + Send + Sync + 'static>(
+pub(super) fn link_error<E: std::error::Error + Send + Sync + 'static>(
     action: &'static str,
     program: &'static str,
     interface: &str,

@@ -17,7 +17,7 @@ use aya::Pod;
 use aya_obj::generated::{
     bpf_attach_type::BPF_NETFILTER,
     bpf_cmd::{self, *},
-    bpf_link_type::{BPF_LINK_TYPE_NETFILTER, BPF_LINK_TYPE_TCX, BPF_LINK_TYPE_XDP},
+    bpf_link_type::{BPF_LINK_TYPE_CGROUP, BPF_LINK_TYPE_NETFILTER, BPF_LINK_TYPE_TCX, BPF_LINK_TYPE_XDP},
     bpf_prog_type::BPF_PROG_TYPE_NETFILTER,
 };
 
@@ -225,13 +225,15 @@ impl<'a, K: Pod, V: Pod> Batches<'a, K, V> {
 pub enum Target {
     /// An interface; 0 once it is gone.
     Interface(u32),
+    /// A cgroup, by its number; 0 once it is gone.
+    Cgroup(u64),
     /// A netfilter hook.
     Netfilter,
     /// Something that is not ours.
     Other,
 }
 
-/// The head of `struct bpf_link_info` and the union's first words, which are the interface for TCX and XDP links.
+/// The head of `struct bpf_link_info` and the union's first words: the interface for TCX and XDP links, the number of a cgroup's.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -239,8 +241,8 @@ struct LinkInfo {
     id: u32,
     program: u32,
     pad: u32,
-    ifindex: u32,
-    rest: [u32; 15],
+    target: u64,
+    rest: [u32; 14],
 }
 
 #[repr(C)]
@@ -262,8 +264,12 @@ pub fn link_target(link: BorrowedFd<'_>) -> io::Result<Target> {
         info: ptr::from_mut(&mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let [a, b, c, d, ..] = info.target.to_ne_bytes();
     Ok(match info.kind {
-        kind if kind == BPF_LINK_TYPE_TCX as u32 || kind == BPF_LINK_TYPE_XDP as u32 => Target::Interface(info.ifindex),
+        kind if kind == BPF_LINK_TYPE_TCX as u32 || kind == BPF_LINK_TYPE_XDP as u32 => {
+            Target::Interface(u32::from_ne_bytes([a, b, c, d]))
+        }
+        kind if kind == BPF_LINK_TYPE_CGROUP as u32 => Target::Cgroup(info.target),
         kind if kind == BPF_LINK_TYPE_NETFILTER as u32 => Target::Netfilter,
         _ => Target::Other,
     })
@@ -280,6 +286,24 @@ struct DetachAttr {
 /// What the kernel answers; EOPNOTSUPP for kinds of links that cannot.
 pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut DetachAttr { link_fd: link.as_raw_fd() as u32 }).map(drop)
+}
+
+#[repr(C)]
+struct UpdateAttr {
+    link_fd: u32,
+    program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
+/// Replaces a link's program in one step.
+///
+/// # Errors
+/// What the kernel answers; the program is of another kind, or what it was attached to is gone.
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr =
+        UpdateAttr { link_fd: link.as_raw_fd() as u32, program_fd: program.as_raw_fd() as u32, flags: 0, old_program_fd: 0 };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 #[repr(C)]

@@ -91,6 +91,10 @@ pub struct PodAdded {
 pub struct PodAttach {
     /// The attachment.
     pub attachment: AttachmentKey,
+    /// The cookie of the pod's network namespace, which only who is in there can read; without it the pod's connections to Services
+    /// are translated packet by packet.
+    #[serde(default)]
+    pub netns_cookie: Option<u64>,
 }
 
 /// Is the host's side of an attachment as it should be: programs, map entry, route, address?
@@ -231,6 +235,9 @@ pub struct Status {
     /// Where health and metrics are answered, if anywhere.
     #[serde(default)]
     pub http: Option<SocketAddr>,
+    /// Where connections to Services are given their backends, once the dataplane is up.
+    #[serde(default)]
+    pub connect: Option<ConnectStatus>,
     /// Sizes of what is in force.
     pub counts: Counts,
     /// The last time that cluster state was brought into force, if ever.
@@ -252,6 +259,24 @@ pub struct SourceStatus {
     /// When an API server last said anything of the kind that it was silent of longest, milliseconds since 1970.
     #[serde(default)]
     pub heard_at_unix_ms: Option<u64>,
+}
+
+/// Whether sockets are connected to backends, or their packets translated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ConnectStatus {
+    /// `connect()` does it for TCP.
+    #[serde(rename_all = "camelCase")]
+    Active {
+        /// For processes in this cgroup and below it.
+        cgroup: PathBuf,
+        /// For how many pods of this node; those of unknown network namespaces are served packet by packet.
+        pods: u64,
+    },
+    /// Packets are translated, as configured.
+    Off,
+    /// Packets are translated, for this reason.
+    Unavailable(String),
 }
 
 /// How much is in force.

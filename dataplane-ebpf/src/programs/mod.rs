@@ -15,11 +15,15 @@ use crate::{
     stages::{Hook, Stage},
 };
 
+mod connect4;
+mod connect6;
 mod from_host;
 mod from_loopback;
 mod from_pod;
 mod from_wire;
 mod from_wire_xdp;
+mod getpeername4;
+mod getpeername6;
 mod to_pod;
 
 /// EtherTypes that programs tell apart, as loaded.
@@ -28,6 +32,9 @@ mod ethertype {
     pub(super) const ARP: u16 = 0x0806u16.to_be();
     pub(super) const IPV6: u16 = 0x86ddu16.to_be();
 }
+
+/// What programs at a system call answer: it goes on, with what they made of its address.
+const PROCEED: i32 = 1;
 
 /// The packet of a TC context.
 #[inline(always)]

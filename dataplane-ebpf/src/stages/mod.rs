@@ -7,6 +7,7 @@ use core::ops::ControlFlow;
 use shunt_common::verdict::{DropReason, Verdict};
 
 pub(crate) mod antispoof;
+pub(crate) mod connect;
 pub(crate) mod conntrack;
 pub(crate) mod deliver;
 pub(crate) mod forward;

@@ -124,38 +124,58 @@ const REFUSE: u32 = 1 << 31;
 #[inline(always)]
 pub(crate) fn try_choose<F: Ip>(opening: &mut Opening<F>, client: u32) -> u32 {
     let from = opening.original;
-    let frontend = ServiceKey { addr: from.dst, port: from.dport, proto: from.proto, reserved: 0 };
-    // SAFETY: the value is read in place; the agent replaces values whole.
-    let Some(service) = (unsafe { F::services().get(frontend) }) else {
-        return DropReason::ServicePortUndefined as u32 | REFUSE;
-    };
-    let is_outside = client == Client::Outside as u32;
-    let who = ServiceClient { service: service.id, addr: from.src };
-    if service.flags & flags::SOURCE_RANGES != 0 && !F::lets_in(who) {
-        return DropReason::SourceNotAllowed as u32;
-    }
-    let (run, silent) =
-        if is_outside { (service.outside, flags::DROP_OUTSIDE_WHEN_EMPTY) } else { (service.cluster, flags::DROP_WHEN_EMPTY) };
-    if run.count == 0 {
-        return if service.flags & silent != 0 {
-            DropReason::NoLocalEndpoints as u32
-        } else {
-            DropReason::NoEndpoints as u32 | REFUSE
-        };
-    }
-    let id = pick(opening, service, &run, who);
-    let Some(backend) = F::backends().get(id).filter(|backend| backend.state != state::FREE) else {
-        // The run was given to another Service between two look-ups: as good as no endpoint, and the client's next packet finds one.
-        return DropReason::NoEndpoints as u32;
+    let Choice { id, backend, flags } = match choose(&from, client) {
+        Ok(choice) => choice,
+        Err(refusal) => return refusal,
     };
     opening.backend = id;
     opening.generation = backend.generation;
     opening.to.dst = backend.addr;
     opening.to.dport = backend.port;
-    let (source, source_port) = source::<F>(from.src, backend.addr, client, service.flags);
+    let (source, source_port) = source::<F>(from.src, backend.addr, client, flags);
     opening.to.src = source;
     opening.source_port = source_port as u32;
     0
+}
+
+/// A backend that was chosen.
+pub(crate) struct Choice<F: Ip> {
+    /// Its id.
+    id: u32,
+    /// The backend.
+    pub(crate) backend: &'static Backend<F>,
+    /// How the frontend treats its clients.
+    flags: u32,
+}
+
+/// The backend of a flow that is to be opened, or the number of a drop reason, perhaps with [`REFUSE`]. `client` is a [`Client`].
+#[inline(always)]
+pub(crate) fn choose<F: Ip>(from: &Tuple<F>, client: u32) -> Result<Choice<F>, u32> {
+    let frontend = ServiceKey { addr: from.dst, port: from.dport, proto: from.proto, reserved: 0 };
+    // SAFETY: the value is read in place; the agent replaces values whole.
+    let Some(service) = (unsafe { F::services().get(frontend) }) else {
+        return Err(DropReason::ServicePortUndefined as u32 | REFUSE);
+    };
+    let is_outside = client == Client::Outside as u32;
+    let who = ServiceClient { service: service.id, addr: from.src };
+    if service.flags & flags::SOURCE_RANGES != 0 && !F::lets_in(who) {
+        return Err(DropReason::SourceNotAllowed as u32);
+    }
+    let (run, silent) =
+        if is_outside { (service.outside, flags::DROP_OUTSIDE_WHEN_EMPTY) } else { (service.cluster, flags::DROP_WHEN_EMPTY) };
+    if run.count == 0 {
+        return Err(if service.flags & silent != 0 {
+            DropReason::NoLocalEndpoints as u32
+        } else {
+            DropReason::NoEndpoints as u32 | REFUSE
+        });
+    }
+    let id = pick(from, service, &run, who);
+    let Some(backend) = F::backends().get(id).filter(|backend| backend.state != state::FREE) else {
+        // The run was given to another Service between two look-ups: as good as no endpoint, and the client's next packet finds one.
+        return Err(DropReason::NoEndpoints as u32);
+    };
+    Ok(Choice { id, backend, flags: service.flags })
 }
 
 /// The source that a backend sees. The node's own address comes with a port of the node's, so that the answer is known for one of ours.
@@ -183,9 +203,9 @@ fn source<F: Ip>(client: F::Addr, backend: F::Addr, who: u32, service: u32) -> (
 
 /// The backend id of a new flow out of a run that is not empty.
 #[inline(always)]
-fn pick<F: Ip>(opening: &Opening<F>, service: &Service, run: &Run, who: ServiceClient<F>) -> u32 {
+fn pick<F: Ip>(flow: &Tuple<F>, service: &Service, run: &Run, who: ServiceClient<F>) -> u32 {
     let index = if service.flags & flags::MAGLEV != 0 {
-        backend::of_flow(&opening.original, run.count)
+        backend::of_flow(flow, run.count)
     } else {
         // SAFETY: a helper without arguments.
         backend::pick(unsafe { bpf_get_prandom_u32() }, run.count)

@@ -1,4 +1,5 @@
-//! TCP connections a second to a backend directly and through its Service, with few and with many Services.
+//! TCP connections a second to a backend directly and through its Service, with few and with many Services: translated packet by packet,
+//! and given the backend by `connect()`.
 //!
 //! One thread is client and server, so that both ends' work and the way's is counted, and nothing waits.
 
@@ -25,6 +26,7 @@ use crate::{
     lab::eventually,
     service::SOON,
     synthetic::Cluster,
+    translation::Translation,
 };
 
 /// Outside of what the synthetic cluster uses.
@@ -46,7 +48,7 @@ pub(super) fn measure_direct(arena: &Arena, options: &Options, report: &mut Repo
 }
 
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
-    let arena = Arena::build(options)?;
+    let mut arena = Arena::build(options)?;
     let Some([client, backend, _]) = &arena.pods else { return Ok(()) };
     let direct = Contender {
         name: "direct",
@@ -62,18 +64,27 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let listener = backend.netns.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
 
     let sizes: &[u32] = if options.quick { &[10, 10_000] } else { &[10, 1_000, 10_000, 30_000] };
-    let mut lines = contenders.map(|contender| (contender.name, Vec::new()));
+    let ways = [(Translation::Packet, "packet by packet", 0.93), (Translation::Connect, "by connect()", 0.98)];
+    let mut lines = ["direct", ways[0].1, ways[1].1].map(|name| (name, Vec::new()));
     for size in sizes {
         // One of them is the one that is measured.
         let cluster = Cluster { services: size - 1, ..SYNTHETIC };
         cluster.write(arena.lab.cluster.dir())?;
-        wait_for_services(arena.lab.node("n1"), u64::from(*size))?;
-        eventually(SOON, || rate(&contenders[1], &listener, Duration::from_millis(10)))?;
-        let samples = Samples::take(options.rounds(), &contenders, |contender| rate(contender, &listener, period(options)))?;
-        let name = format!("ClusterIP connections/s over direct, {size} Services");
-        samples.row(report, &name, "service", "direct", Goal::AtLeast(0.93), "k/s");
-        for (name, points) in &mut lines {
-            points.extend(samples.figure(name).map(|figure| (f64::from(*size), figure)));
+        for (way, &(translation, how, goal)) in ways.iter().enumerate() {
+            arena.lab.switch_translation("n1", translation)?;
+            wait_for_services(arena.lab.node("n1"), u64::from(*size))?;
+            eventually(SOON, || rate(&contenders[1], &listener, Duration::from_millis(10)))?;
+            let samples =
+                Samples::take(options.rounds(), &contenders, |contender| rate(contender, &listener, period(options)))?;
+            let name = format!("ClusterIP connections/s over direct, {how}, {size} Services");
+            samples.row(report, &name, "service", "direct", Goal::AtLeast(goal), "k/s");
+            let mut point = |line: usize, contender| {
+                lines[line].1.extend(samples.figure(contender).map(|figure| (f64::from(*size), figure)));
+            };
+            point(1 + way, "service");
+            if translation == Translation::Packet {
+                point(0, "direct");
+            }
         }
     }
     let title = "TCP connections through a ClusterIP, same node".to_owned();

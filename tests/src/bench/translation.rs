@@ -22,6 +22,7 @@ use crate::{
     service::{Service, serve_pod},
     topology::PAIR,
     traffic::echo::TcpClient,
+    translation::Translation,
 };
 
 const CLIENT_PORT: u16 = 47_000;
@@ -30,7 +31,7 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     if options.rivals_only {
         return Ok(());
     }
-    let lab = Lab::build(&PAIR)?;
+    let lab = Lab::build_with(&PAIR, Translation::Packet)?;
     let (client, backend) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
     let _server = serve_pod(&backend)?;
     let service = Service::create(&lab, "web", 10, &[&backend])?;

@@ -10,6 +10,7 @@ use shunt_lab::{
     service::{PORT, TARGET},
     topology::{OUTSIDE, node_address},
     traffic::probe::{Protocol, Question},
+    translation::Translation,
 };
 
 /// Tries where several backends may answer: enough to see most of them. What was not seen is asked for again.
@@ -264,15 +265,17 @@ pub(crate) struct Cell {
     pub(crate) kind: Kind,
     pub(crate) protocol: Protocol,
     pub(crate) from: Place,
+    /// How ours translates.
+    translation: Translation,
 }
 
 /// All of them.
-pub(crate) fn cells() -> Vec<Cell> {
+pub(crate) fn cells(translation: Translation) -> Vec<Cell> {
     let mut all = Vec::new();
     for service in services() {
         for kind in Kind::ALL {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                all.extend(Place::ALL.map(|from| Cell { service, kind, protocol, from }));
+                all.extend(Place::ALL.map(|from| Cell { service, kind, protocol, from, translation }));
             }
         }
     }
@@ -311,6 +314,11 @@ impl Cell {
     /// Whether that is the client's own node.
     pub(crate) fn is_served_by_own_node(&self) -> bool {
         self.from.node() == Some(self.served_by())
+    }
+
+    /// Whether ours connects the client's socket to a backend.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.translation == Translation::Connect && self.protocol == Protocol::Tcp && self.is_served_by_own_node()
     }
 }
 

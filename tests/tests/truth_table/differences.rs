@@ -36,12 +36,12 @@ pub(crate) const ON_PURPOSE: [Difference; 4] = [
     },
     Difference {
         name: "a pod sees itself as its gateway",
-        why: "that is the node's address on the pod's own link",
+        why: "that is the node's address on the pod's own link; a socket that is connected to its pod's own address has that",
         ours: |cell, theirs| match *theirs {
             Reply::Answered(server, Source::Of(node))
                 if server == cell.from && server.is_pod() && node.is_node() && cell.is_served_by_own_node() =>
             {
-                Some(Reply::Answered(server, Source::LinkLocal))
+                Some(Reply::Answered(server, if cell.is_connected() { Source::Of(server) } else { Source::LinkLocal }))
             }
             _ => None,
         },
@@ -79,6 +79,7 @@ fn process_of_serving_node(cell: &Cell, theirs: &Reply, is_kept: bool) -> Option
     let Reply::Answered(server, _) = *theirs else { return None };
     let is_guest = !cell.is_served_by_own_node();
     let applies = server == cell.served_by()
+        && !cell.is_connected()
         && (is_guest || cell.from == server)
         && is_kept == (is_guest && cell.kind != Kind::ClusterIp && cell.service.external_local);
     applies.then_some(Reply::Answered(server, Source::LinkLocal))

@@ -5,8 +5,8 @@
 //!                       +-- n2 -- pods c, d       b and c are backends, and so are n1, n2 and the outside
 //! ```
 //!
-//! The lab is built twice: with nodes of ours, and with nodes of flannel and rules as kube-proxy writes them, which say what is right. The cells are
-//! generated; all that is written by hand is where we differ.
+//! The lab is built twice: with nodes of ours, and with nodes of flannel and rules as kube-proxy writes them, which say what is right; and that for each
+//! way in which ours translate. The cells are generated; all that is written by hand is where we differ.
 
 mod cells;
 mod differences;
@@ -15,6 +15,7 @@ mod sides;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow, bail, ensure};
+use shunt_lab::{both_translations, translation::Translation};
 
 use cells::{Cell, cells};
 use differences::{Difference, ON_PURPOSE, OWED};
@@ -23,11 +24,12 @@ use sides::{Outcome, Reply, Side};
 /// How often a cell is asked again that is not as it should be: a machine under load is slow to answer, and chance may leave a backend out.
 const AGAIN: usize = 3;
 
-#[test]
-fn every_cell_has_the_outcome_that_kube_proxy_gives_it() -> Result<()> {
-    let ours = Side::ours()?;
+both_translations!(every_cell_has_the_outcome_that_kube_proxy_gives_it);
+
+fn every_cell_has_the_outcome_that_kube_proxy_gives_it(translation: Translation) -> Result<()> {
+    let ours = Side::ours(translation)?;
     let theirs = Side::theirs(&ours)?;
-    let mut open = cells();
+    let mut open = cells(translation);
     let all = open.len();
     let mut used: BTreeMap<&str, usize> = BTreeMap::new();
     let mut seen: BTreeSet<Reply> = BTreeSet::new();

@@ -17,6 +17,7 @@ use shunt_lab::{
     service::{SOON, serve},
     topology::{PAIR, pod_range},
     traffic::{echo::Server, probe},
+    translation::Translation,
 };
 
 use crate::cells::{Cell, Kind, Place, fixed_address, services};
@@ -55,8 +56,8 @@ const PODS: [Place; 4] = [Place::A, Place::B, Place::C, Place::D];
 
 impl Side {
     /// Nodes of ours, with every Service in force.
-    pub(crate) fn ours() -> Result<Self> {
-        let lab = Lab::build(&PAIR)?;
+    pub(crate) fn ours(translation: Translation) -> Result<Self> {
+        let lab = Lab::build_with(&PAIR, translation)?;
         let mut pods = BTreeMap::new();
         for place in PODS {
             let pod = lab.pod(node_of(place), place.name())?;

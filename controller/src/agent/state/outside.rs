@@ -7,14 +7,18 @@ use std::{
 
 use super::State;
 use crate::{
-    agent::health::{Subject, Weight},
+    agent::{
+        clients,
+        connect::Connect,
+        health::{Subject, Weight},
+    },
     cluster::Reception,
     config::SourceOptions,
     http::Readiness,
     ipam::book::Tally,
     metrics::{self, exposition::Exposition},
     problem::Problem,
-    socket::protocol::{Counts, SourceStatus, Status},
+    socket::protocol::{ConnectStatus, Counts, SourceStatus, Status},
 };
 
 impl State {
@@ -54,6 +58,7 @@ impl State {
             state_dir: self.options.state_dir.clone(),
             source: Some(self.source_status()),
             http: self.options.config.http_listen,
+            connect: self.connect_status(),
             counts: Counts {
                 nodes: self.remarks.nodes,
                 pods: self.up.as_ref().map_or(0, |up| up.pods.len() as u64),
@@ -64,6 +69,18 @@ impl State {
             problems: self.problems.clone(),
             notes,
         }
+    }
+
+    fn connect_status(&self) -> Option<ConnectStatus> {
+        let dataplane = &self.up.as_ref()?.dataplane;
+        Some(match &dataplane.connect {
+            Connect::At(cgroup) => ConnectStatus::Active {
+                cgroup: cgroup.path().to_owned(),
+                pods: clients::pods(&dataplane.kernel.maps().clients).unwrap_or_default(),
+            },
+            Connect::Off => ConnectStatus::Off,
+            Connect::Unavailable(reason) => ConnectStatus::Unavailable(reason.clone()),
+        })
     }
 
     fn source_status(&self) -> SourceStatus {
