@@ -24,6 +24,7 @@ mod connections;
 mod control;
 mod control_files;
 mod figure;
+mod hammer;
 mod http;
 mod large;
 mod latency;
@@ -31,9 +32,12 @@ mod machine;
 mod packets;
 mod pin;
 pub mod programs;
+mod proxied;
 mod report;
 mod restart;
 mod samples;
+mod scale;
+mod scene;
 mod takeover;
 mod throughput;
 mod translation;
@@ -80,9 +84,12 @@ pub(crate) enum Group {
     Services,
     Programs,
     Control,
+    Scale,
 }
 
 impl Group {
+    const ALL: [Self; 5] = [Self::Data, Self::Services, Self::Programs, Self::Control, Self::Scale];
+
     /// As it is asked for.
     fn name(self) -> &'static str {
         match self {
@@ -90,6 +97,7 @@ impl Group {
             Self::Services => "services",
             Self::Programs => "programs",
             Self::Control => "control",
+            Self::Scale => "scale",
         }
     }
 
@@ -100,6 +108,7 @@ impl Group {
             Self::Services => "Services",
             Self::Programs => "A packet in each program",
             Self::Control => "Change",
+            Self::Scale => "Scale",
         }
     }
 
@@ -122,6 +131,7 @@ impl Group {
                 "From a change of the cluster until it is in force, what an agent costs meanwhile, and what its restart and a takeover cost \
                  those who are connected."
             }
+            Self::Scale => "The same questions to ever larger clusters.",
         }
     }
 }
@@ -164,6 +174,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Control, "control-files", How::Alone(control_files::measure)),
     Measurement::new(Group::Control, "restart", How::Alone(restart::measure)),
     Measurement::new(Group::Control, "takeover", How::Alone(takeover::measure)),
+    Measurement::new(Group::Scale, "scale", How::Alone(scale::measure)),
 ];
 
 /// The measurements that some words ask for.
@@ -171,7 +182,12 @@ fn chosen(words: &[String]) -> Result<Vec<&'static Measurement>> {
     for word in words {
         let names: Vec<_> = MEASUREMENTS.iter().map(|measurement| measurement.name).collect();
         let known = MEASUREMENTS.iter().any(|measurement| measurement.answers(word));
-        ensure!(known, "no row or group is called {word}; there are: data services programs control {}", names.join(" "));
+        ensure!(
+            known,
+            "no row or group is called {word}; there are the groups {} and the rows {}",
+            Group::ALL.map(Group::name).join(" "),
+            names.join(" ")
+        );
     }
     let asked = |measurement: &&Measurement| words.is_empty() || words.iter().any(|word| measurement.answers(word));
     Ok(MEASUREMENTS.iter().filter(asked).collect())
@@ -231,6 +247,6 @@ mod tests {
         assert_eq!(names(&["pack", "latency"]).unwrap(), ["latency", "packets"]);
         assert_eq!(names(&[]).unwrap().len(), MEASUREMENTS.len());
         let refusal = names(&["latency", "speed"]).unwrap_err().to_string();
-        assert!(refusal.starts_with("no row or group is called speed; there are: data"), "{refusal}");
+        assert!(refusal.starts_with("no row or group is called speed; there are the groups data"), "{refusal}");
     }
 }

@@ -95,14 +95,16 @@ struct Document {
     with_comments: bool,
 }
 
-/// All rules, for a node of this address.
-pub(super) fn document(node_ip: Ipv4Addr, ports: &[ServicePort]) -> String {
+/// All rules, for a node of this address; chains of a port only where `is_written`.
+pub(super) fn document(node_ip: Ipv4Addr, ports: &[ServicePort], is_written: impl Fn(&ServicePort) -> bool) -> String {
     let endpoints: usize = ports.iter().map(|port| port.endpoints.cluster.len().max(port.endpoints.local.len())).sum();
     let mut document = Document { nat: Table::default(), filter: Table::default(), with_comments: endpoints <= LARGE };
     document.begin();
     for port in ports {
         document.frontends(port);
-        document.service(port, node_ip);
+        if is_written(port) {
+            document.service(port, node_ip);
+        }
     }
     document.end(node_ip);
     let Document { nat, filter, .. } = document;

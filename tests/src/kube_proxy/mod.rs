@@ -66,7 +66,16 @@ impl Proxy {
     /// change; chains that nothing leads to any more stay, as kube-proxy leaves them in a large cluster.
     #[must_use]
     pub fn iptables(&self) -> String {
-        iptables::document(self.node_ip, &self.ports)
+        iptables::document(self.node_ip, &self.ports, |_| true)
+    }
+
+    /// What the iptables mode writes when only the Service `namespace/name` has changed: the rules that catch packets for all of them, but
+    /// the chains behind those for this one alone (its partial sync, KEP-3453).
+    #[must_use]
+    pub fn iptables_change(&self, service: &str) -> String {
+        let is_of =
+            |port: &ServicePort| port.name.strip_prefix(service).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+        iptables::document(self.node_ip, &self.ports, is_of)
     }
 
     /// The nftables mode's rules for ClusterIPs, for `nft -f`.

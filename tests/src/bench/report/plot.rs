@@ -22,9 +22,9 @@ const RIVALS: [RGBColor; 5] = [
     RGBColor(0x6b, 0x4e, 0x3d),
 ];
 
-/// A colour of a contender: the same in every plot of one that has the same contenders.
+/// A colour of a contender: ours is the same in every plot.
 fn colour(name: &str, index: usize) -> RGBColor {
-    if name.starts_with("shunt") { OURS } else { RIVALS[index % RIVALS.len()] }
+    if name == "shunt" { OURS } else { RIVALS[index % RIVALS.len()] }
 }
 
 /// A bar for each contender with its median, and a line from its min to its max.

@@ -1,0 +1,124 @@
+//! From ten Services to 30,000 with 270,000 endpoints on 5,000 nodes: what a start and a change cost, and when a client sees the change.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context, Result};
+
+use super::{
+    Options,
+    figure::Figure,
+    hammer::{self, Greeter},
+    proxied::Proxied,
+    report::{Curve, Goal, Report},
+    scene::Scene,
+};
+use crate::{
+    cluster::{Endpoint, Port},
+    pod::Pod,
+    service::TARGET,
+    synthetic::Cluster,
+};
+
+const SIZES: [Cluster; 4] = [
+    Cluster { nodes: 10, services: 10, endpoints: 10 },
+    Cluster { nodes: 1000, services: 1000, endpoints: 10 },
+    Cluster { nodes: 1000, services: 10_000, endpoints: 10 },
+    Cluster { nodes: 5000, services: 30_000, endpoints: 9 },
+];
+/// The Service that is changed under a client's eyes: outside of what the synthetic clusters use.
+pub(super) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 100, 0, 20), 80);
+
+/// Its name.
+pub(super) const CHANGING: &str = "changing";
+
+/// Points of a curve: a size and a figure.
+type Points = Vec<(f64, Figure)>;
+
+/// What is measured at every size.
+#[derive(Default)]
+struct Lines {
+    cold: Points,
+    cpu: Points,
+    resident: Points,
+    p50: Points,
+    p99: Points,
+    effect: Points,
+    rival_cold: Points,
+    rival_effect: Points,
+}
+
+pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
+    let mut lines = Lines::default();
+    // The ends of the scale say most.
+    let sizes = if options.quick { [SIZES[0], SIZES[3]].to_vec() } else { SIZES.to_vec() };
+    for cluster in sizes {
+        eprintln!("    {} Services with {} endpoints each on {} nodes", cluster.services, cluster.endpoints, cluster.nodes);
+        let is_largest = cluster == SIZES[3];
+        let ours = if options.rivals_only { None } else { Some(ours(options, cluster, &mut lines)?) };
+        // Its 800,000 rules take a minute to write.
+        let theirs = if options.quick && is_largest { None } else { Some(rivals(options, cluster, &mut lines)?) };
+        if let Some(ours) = ours.filter(|_| is_largest) {
+            let goal = Goal::AtMost(10.0);
+            let their = theirs.map_or(String::new(), |theirs| format!("; kube-proxy's iptables mode {:.0} ms", theirs.median));
+            let detail =
+                format!("from the write to the server until every new connection of a client goes to the new backend{their}");
+            report.row("30,000 Services, 270,000 endpoints: change to effect", goal, " ms", ours, detail);
+        }
+    }
+    let mut curve = |title: &str, unit, lines: Vec<(&'static str, Points)>| {
+        let lines = lines.into_iter().filter(|(_, points)| !points.is_empty()).collect();
+        report.curve(Curve { title: title.to_owned(), size: "Services", unit, lines });
+    };
+    let Lines { cold, cpu, resident, p50, p99, effect, rival_cold, rival_effect } = lines;
+    curve("From a change to its effect for a client", "ms", vec![("shunt", effect), ("iptables", rival_effect)]);
+    curve("API event to map written", "ms", vec![("shunt, p50", p50), ("shunt, p99", p99)]);
+    curve("Start until all is in force", "s", vec![("shunt", cold), ("shunt, CPU", cpu), ("iptables", rival_cold)]);
+    curve("Memory of the agent", "MiB", vec![("shunt", resident)]);
+    Ok(())
+}
+
+/// Our figures for a cluster; that of change to effect is returned.
+fn ours(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<Figure> {
+    let size = f64::from(cluster.services);
+    let mut scene = Scene::new(cluster)?;
+    let starts = scene.start_up(1)?;
+    let latencies = scene.latency(if options.quick { 50 } else { 200 }, 1)?;
+    let effects = effects(&scene, if options.quick { 5 } else { 21 })?;
+    for (points, values) in [
+        (&mut lines.cold, &starts.cold),
+        (&mut lines.cpu, &starts.cpu),
+        (&mut lines.resident, &starts.resident),
+        (&mut lines.p50, &latencies.p50),
+        (&mut lines.p99, &latencies.p99),
+        (&mut lines.effect, &effects),
+    ] {
+        points.push((size, Figure::of(values)));
+    }
+    Ok(Figure::of(&effects))
+}
+
+/// The rival's, likewise.
+fn rivals(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<Figure> {
+    let size = f64::from(cluster.services);
+    let proxied = Proxied::new(&cluster)?;
+    lines.rival_cold.push((size, Figure::of(&[proxied.start()?])));
+    let effects = Figure::of(&proxied.effects(if options.quick { 3 } else { 5 })?);
+    lines.rival_effect.push((size, effects));
+    Ok(effects)
+}
+
+/// Milliseconds from a change of a Service's one endpoint until a client that hammers it sees nothing else, once per change.
+fn effects(scene: &Scene, changes: usize) -> Result<Vec<f64>> {
+    let lab = &scene.lab;
+    let [client, one, other] = [lab.pod("n1", "client")?, lab.pod("n1", "one")?, lab.pod("n1", "other")?];
+    let greeter = |pod: &Pod| Greeter::start(&pod.netns, pod.address, &pod.name);
+    let _servers = (greeter(&one)?, greeter(&other)?);
+    let ports = [Port::tcp(VIP.port(), TARGET)];
+    lab.cluster.put_service(CHANGING, *VIP.ip(), &ports)?;
+    let serve_by = |pod: &Pod| lab.cluster.put_endpoints(CHANGING, &ports, &[Endpoint::ready(pod.address, &pod.node)]);
+    let change_to = |pod: &Pod| {
+        hammer::seen(&client.netns, VIP, &pod.name, || serve_by(pod)).with_context(|| format!("change to {}", pod.name))
+    };
+    change_to(&one)?;
+    (0..changes).map(|change| change_to(if change % 2 == 0 { &other } else { &one })).collect()
+}
