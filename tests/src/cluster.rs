@@ -74,7 +74,8 @@ impl Port {
         Self { protocol: "UDP", port, target }
     }
 
-    fn name(&self) -> String {
+    /// Its name in Services and EndpointSlices.
+    pub(crate) fn name(&self) -> String {
         format!("{}-{}", self.protocol.to_lowercase(), self.port)
     }
 }
@@ -123,15 +124,23 @@ impl Cluster {
     /// # Errors
     /// One is refused.
     pub fn attach(&mut self, api: Arc<dyn Api>) -> Result<()> {
-        let mut files: Vec<_> = fs::read_dir(&self.dir)?.flatten().map(|entry| entry.file_name()).collect();
-        files.sort();
-        for file in files {
-            for object in self.documents(Path::new(&file))? {
-                api.put(&object)?;
-            }
-        }
+        self.objects()?.iter().try_for_each(|object| api.put(object))?;
         self.api = Some(api);
         Ok(())
+    }
+
+    /// All objects there are.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn objects(&self) -> Result<Vec<Value>> {
+        let mut files: Vec<_> = fs::read_dir(&self.dir)?.flatten().map(|entry| entry.file_name()).collect();
+        files.sort();
+        let mut objects = Vec::new();
+        for file in files {
+            objects.extend(self.documents(Path::new(&file))?);
+        }
+        Ok(objects)
     }
 
     fn documents(&self, file: &Path) -> Result<Vec<Value>> {

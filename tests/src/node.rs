@@ -367,9 +367,13 @@ impl Node {
     /// The last lines of the agent's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        tail(&self.log_file())
+    }
+
+    /// The last lines of what went into an [`output_file`](Self::output_file).
+    #[must_use]
+    pub fn output_tail(&self, name: &str) -> String {
+        tail(&self.dir.join(name))
     }
 
     /// A file for the output of a program that runs on the node.
@@ -379,4 +383,10 @@ impl Node {
     pub fn output_file(&self, name: &str) -> Result<File> {
         Ok(File::create(self.dir.join(name))?)
     }
+}
+
+fn tail(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }

@@ -20,6 +20,8 @@ pub(super) struct Object {
     pub(super) labels: BTreeMap<String, String>,
     /// `spec.nodeName` of a pod.
     pub(super) node_name: Option<String>,
+    /// `spec.clusterIP` of a Service.
+    pub(super) cluster_ip: Option<String>,
     /// The JSON text without `kind`, `apiVersion` and the first brace: lists leave those two out, watches don't.
     tail: Bytes,
 }
@@ -42,6 +44,7 @@ impl Object {
             uid: text("/metadata/uid").to_owned(),
             labels,
             node_name: value.pointer("/spec/nodeName").and_then(Value::as_str).map(str::to_owned),
+            cluster_ip: value.pointer("/spec/clusterIP").and_then(Value::as_str).map(str::to_owned),
             tail: Bytes::from(serialised).slice(1..),
         }
     }

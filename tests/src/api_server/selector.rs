@@ -31,7 +31,7 @@ impl Selector {
                 (None, Some((field, value))) => (field, true, value),
                 (None, None) => return Err(Status::bad_request(format!("invalid field selector: {term:?}"))),
             };
-            if !["metadata.name", "metadata.namespace", "spec.nodeName"].contains(&field) {
+            if !["metadata.name", "metadata.namespace", "spec.nodeName", "spec.clusterIP"].contains(&field) {
                 return Err(Status::bad_request(format!("field label not supported: {field}")));
             }
             selector.fields.push((field.to_owned(), is_equal, value.to_owned()));
@@ -57,6 +57,7 @@ impl Selector {
         let field = |field: &str| match field {
             "metadata.name" => name,
             "metadata.namespace" => namespace,
+            "spec.clusterIP" => object.cluster_ip.as_deref().unwrap_or_default(),
             _ => object.node_name.as_deref().unwrap_or_default(),
         };
         self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
@@ -142,6 +143,8 @@ mod tests {
             ("!tier", "", false),
             ("", "spec.nodeName=n1", true),
             ("", "spec.nodeName!=n1", false),
+            ("", "spec.clusterIP!=None", true),
+            ("", "spec.clusterIP=None", false),
             ("", "metadata.name=a,metadata.namespace=shop", true),
             ("", "metadata.name=b", false),
         ] {

@@ -1,12 +1,12 @@
 //! The iptables mode (`pkg/proxy/iptables/proxier.go`).
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt::{self, Write as _},
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use super::{CLUSTER, ServicePort};
+use super::{CLUSTER, ServicePort, port::Nobody};
 
 /// With more endpoints than this, kube-proxy leaves out comments at endpoints.
 const LARGE: usize = 1000;
@@ -46,15 +46,7 @@ COMMIT
 COMMIT
 ";
 
-/// What a packet for a frontend that nobody serves meets in the table `filter`.
-#[derive(Clone, Copy)]
-enum Nobody {
-    /// Anywhere: it is refused.
-    AtAll,
-    /// Here, and the policy is Local: silence.
-    Here,
-}
-
+/// In the table `filter`.
 impl Nobody {
     fn target(self) -> &'static str {
         match self {
@@ -111,6 +103,28 @@ pub(super) fn document(node_ip: Ipv4Addr, ports: &[ServicePort], is_written: imp
     format!("*filter\n{}{}COMMIT\n*nat\n{}{}COMMIT\n", filter.chains, filter.rules, nat.chains, nat.rules)
 }
 
+/// The tables of two documents of `iptables-save`, rules of the second behind those of the first.
+pub(super) fn merged(first: &str, second: &str) -> String {
+    let mut tables: BTreeMap<&str, (BTreeMap<&str, &str>, String)> = BTreeMap::new();
+    let mut table = "";
+    for line in first.lines().chain(second.lines()).filter(|line| !line.starts_with('#') && *line != "COMMIT") {
+        if line.starts_with('*') {
+            table = line;
+        }
+        let (chains, rules) = tables.entry(table).or_default();
+        match line.strip_prefix(':').and_then(|chain| chain.split_once(' ')) {
+            Some((chain, policy)) => drop(chains.entry(chain).or_insert(policy)),
+            None if line.starts_with('-') => *rules = std::mem::take(rules) + line + "\n",
+            None => {}
+        }
+    }
+    let table = |(name, (chains, rules)): (&&str, &(BTreeMap<&str, &str>, String))| {
+        let chains: String = chains.iter().map(|(chain, policy)| format!(":{chain} {policy}\n")).collect();
+        format!("{name}\n{chains}{rules}COMMIT\n")
+    };
+    tables.iter().map(table).collect()
+}
+
 impl Document {
     fn begin(&mut self) {
         for chain in ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-NODEPORTS", "KUBE-PROXY-FIREWALL"] {
@@ -147,14 +161,14 @@ impl Document {
         let ServicePort { name, protocol, port: number, .. } = port;
         let at = |ip: Ipv4Addr| format!("-m {protocol} -p {protocol} -d {ip}/32 --dport {number}");
         let external = port.chain("KUBE-EXT");
-        match nobody(port, port.internal_local) {
+        match port.nobody(port.internal_local) {
             None => {
                 let (to, chain) = (at(port.cluster_ip), port.internal_chain());
                 self.nat.rule("KUBE-SERVICES", format_args!("-m comment --comment \"{name} cluster IP\" {to} -j {chain}"));
             }
             Some(nobody) => self.unserved("KUBE-SERVICES", port, nobody, &at(port.cluster_ip)),
         }
-        let nobody = nobody(port, port.external_local);
+        let nobody = port.nobody(port.external_local);
         let balanced = if port.is_limited() { port.chain("KUBE-FW") } else { external.clone() };
         let ways = [("external IP", &port.external_ips, &external), ("loadbalancer IP", &port.load_balancer_ips, &balanced)];
         for (what, ips, chain) in ways {
@@ -200,7 +214,7 @@ impl Document {
     /// The chains that lead from a port's frontends to its endpoints.
     fn service(&mut self, port: &ServicePort, node_ip: Ipv4Addr) {
         let ServicePort { name, protocol, cluster_ip, port: number, .. } = port;
-        if nobody(port, port.internal_local).is_none() {
+        if port.nobody(port.internal_local).is_none() {
             let comment = format!("{name} cluster IP");
             self.nat.rule(
                 &port.internal_chain(),
@@ -216,14 +230,12 @@ impl Document {
         if port.is_limited() {
             self.firewall(port, node_ip);
         }
-        let mut all: BTreeSet<SocketAddrV4> = BTreeSet::new();
         for (prefix, endpoints) in [("KUBE-SVC", &port.endpoints.cluster), ("KUBE-SVL", &port.endpoints.local)] {
             if !endpoints.is_empty() {
                 self.choice(port, &port.chain(prefix), endpoints);
-                all.extend(endpoints);
             }
         }
-        for endpoint in all {
+        for endpoint in port.endpoints.all() {
             self.endpoint(port, endpoint);
         }
     }
@@ -247,7 +259,7 @@ impl Document {
             let masquerade = format!("masquerade traffic for {name} external destinations");
             self.nat.rule(&chain, format_args!("-m comment --comment \"{masquerade}\" -j KUBE-MARK-MASQ"));
         }
-        if nobody(port, port.external_local).is_none() {
+        if port.nobody(port.external_local).is_none() {
             let policy = port.chain(if port.external_local { "KUBE-SVL" } else { "KUBE-SVC" });
             self.nat.rule(&chain, format_args!("-j {policy}"));
         }
@@ -316,17 +328,6 @@ impl Document {
     }
 }
 
-/// Whether nobody serves a port under one of its policies, and why.
-fn nobody(port: &ServicePort, is_local: bool) -> Option<Nobody> {
-    if !port.endpoints.any {
-        Some(Nobody::AtAll)
-    } else if is_local && port.endpoints.local.is_empty() {
-        Some(Nobody::Here)
-    } else {
-        None
-    }
-}
-
 impl ServicePort {
     fn internal_chain(&self) -> String {
         self.chain(if self.internal_local { "KUBE-SVL" } else { "KUBE-SVC" })
@@ -335,5 +336,18 @@ impl ServicePort {
     /// Whether somebody has to be kept from a load balancer's address.
     fn is_limited(&self) -> bool {
         self.endpoints.any && !self.load_balancer_ips.is_empty() && !self.source_ranges.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_keeps_what_there_was_in_front() {
+        let first = "# made by hand\n*nat\n:PREROUTING ACCEPT [1:2]\n:B - [0:0]\n-A PREROUTING -j B\nCOMMIT\n*mangle\n:INPUT ACCEPT [0:0]\nCOMMIT\n";
+        let second = "*nat\n:B - [0:0]\n:A - [0:0]\n-A B -j A\nCOMMIT\n";
+        let nat = "*nat\n:A - [0:0]\n:B - [0:0]\n:PREROUTING ACCEPT [1:2]\n-A PREROUTING -j B\n-A B -j A\nCOMMIT\n";
+        assert_eq!(merged(first, second), format!("*mangle\n:INPUT ACCEPT [0:0]\nCOMMIT\n{nat}"));
     }
 }

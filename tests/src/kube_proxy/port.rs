@@ -1,7 +1,7 @@
 //! One port of a Service as kube-proxy on one node sees it (`pkg/proxy/serviceport.go`, `topology.go`, `endpointslicecache.go`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
 };
 
@@ -10,15 +10,19 @@ use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest as _, Sha256};
 use shunt::model::{Endpoint, Model, Node, Protocol, Service};
 
-/// How many characters of a hash name a chain: iptables takes 28 at most.
+/// How many characters of a hash name a chain of iptables, which takes 28 at most.
 const HASH_LEN: usize = 16;
+/// How many are in front of a name that nftables takes whole.
+const SHORT_HASH_LEN: usize = 8;
 
 /// A port that kube-proxy serves.
 #[derive(Clone, Debug)]
 pub struct ServicePort {
     /// `NAMESPACE/NAME`, and `:PORT` where the port has a name.
     pub name: String,
-    /// As iptables writes it.
+    /// `NAMESPACE/NAME/PROTOCOL/PORT`, by which the nftables mode names chains.
+    path: String,
+    /// As iptables and nft write it.
     pub protocol: &'static str,
     /// The ClusterIP.
     pub cluster_ip: Ipv4Addr,
@@ -51,8 +55,26 @@ pub struct Endpoints {
     pub cluster: Vec<SocketAddrV4>,
     /// Those for the policy `Local`; none if no policy of the Service is that.
     pub local: Vec<SocketAddrV4>,
+    /// Those of both that are on this node.
+    pub here: BTreeSet<SocketAddrV4>,
     /// Whether any endpoint anywhere can serve.
     pub any: bool,
+}
+
+impl Endpoints {
+    /// Those that can be reached under any policy.
+    pub(super) fn all(&self) -> BTreeSet<SocketAddrV4> {
+        self.cluster.iter().chain(&self.local).copied().collect()
+    }
+}
+
+/// Why nobody serves a port under one of its policies.
+#[derive(Clone, Copy)]
+pub(super) enum Nobody {
+    /// There is nobody anywhere: the client is refused.
+    AtAll,
+    /// There is nobody here, and the policy is Local: silence.
+    Here,
 }
 
 impl ServicePort {
@@ -62,13 +84,15 @@ impl ServicePort {
         let exposure = service.exposure.as_deref();
         service.ports.iter().filter_map(move |port| {
             let suffix = if port.name.is_empty() { String::new() } else { format!(":{}", port.name) };
+            let protocol = match port.protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+                Protocol::Sctp => "sctp",
+            };
             let mut this = Self {
                 name: format!("{}{suffix}", service.name),
-                protocol: match port.protocol {
-                    Protocol::Tcp => "tcp",
-                    Protocol::Udp => "udp",
-                    Protocol::Sctp => "sctp",
-                },
+                path: format!("{}/{protocol}/{}", service.name, port.name),
+                protocol,
                 cluster_ip: cluster_ip?,
                 port: port.port,
                 node_port: port.node_port,
@@ -105,6 +129,17 @@ impl ServicePort {
         self.node_port.is_some() || !self.load_balancer_ips.is_empty() || !self.external_ips.is_empty()
     }
 
+    /// Whether nobody serves it under one of its policies, and why.
+    pub(super) fn nobody(&self, is_local: bool) -> Option<Nobody> {
+        if !self.endpoints.any {
+            Some(Nobody::AtAll)
+        } else if is_local && self.endpoints.local.is_empty() {
+            Some(Nobody::Here)
+        } else {
+            None
+        }
+    }
+
     /// `CategorizeEndpoints`. Whatever is exposed needs the endpoints of the whole cluster: clients on the node have them under any policy.
     fn categorize(&self, known: &BTreeMap<SocketAddrV4, &Endpoint>, node: &Node) -> Endpoints {
         let select = |is_wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddrV4> {
@@ -128,12 +163,29 @@ impl ServicePort {
             }
             endpoints.any |= known.values().any(|endpoint| endpoint.ready || may_end(endpoint));
         }
+        endpoints.here = endpoints.all();
+        endpoints.here.retain(|at| known.get(at).is_some_and(|endpoint| is_here(endpoint)));
         endpoints
     }
 
     /// `PREFIX-` and the hash that kube-proxy gives to this port.
     pub(super) fn chain(&self, prefix: &str) -> String {
         chain(prefix, &[&self.name, self.protocol])
+    }
+
+    /// The nftables mode's chain `PREFIX`.
+    pub(super) fn nft_chain(&self, prefix: &str) -> String {
+        nft_name(prefix, &self.path)
+    }
+
+    /// The nftables mode's chain that chooses an endpoint under a policy.
+    pub(super) fn policy_chain(&self, is_local: bool) -> String {
+        self.nft_chain(if is_local { "local" } else { "service" })
+    }
+
+    /// What the nftables mode has for one endpoint.
+    pub(super) fn nft_endpoint(&self, prefix: &str, endpoint: SocketAddrV4) -> String {
+        nft_name(prefix, &format!("{}__{}/{}", self.path, endpoint.ip(), endpoint.port()))
     }
 
     /// The chain of one endpoint.
@@ -143,8 +195,15 @@ impl ServicePort {
 }
 
 fn chain(prefix: &str, of: &[&str]) -> String {
-    let hash = BASE32.encode(&Sha256::digest(of.concat()));
-    format!("{prefix}-{}", &hash[..HASH_LEN])
+    format!("{prefix}-{}", &hash(&of.concat())[..HASH_LEN])
+}
+
+fn nft_name(prefix: &str, path: &str) -> String {
+    format!("{prefix}-{}-{path}", &hash(path)[..SHORT_HASH_LEN])
+}
+
+fn hash(of: &str) -> String {
+    BASE32.encode(&Sha256::digest(of))
 }
 
 /// The IPv4 addresses among some.
@@ -204,12 +263,15 @@ impl Topology {
 mod tests {
     use super::*;
 
-    /// Names that every cluster with kubeadm's defaults has.
+    /// Names that every cluster with kubeadm's defaults has, and some that kube-proxy 1.36.1 gave in its nftables mode.
     #[test]
     fn chains_are_named_as_kube_proxy_names_them() {
         let svc = |name: &str, protocol: &str| chain("KUBE-SVC", &[name, protocol]);
         assert_eq!(svc("default/kubernetes:https", "tcp"), "KUBE-SVC-NPX46M4PTMTKRN6Y");
         assert_eq!(svc("kube-system/kube-dns:dns-tcp", "tcp"), "KUBE-SVC-ERIFXISQEP7F7OF4");
         assert_eq!(svc("kube-system/kube-dns:dns", "udp"), "KUBE-SVC-TCOU7JCQXEZGVUNU");
+        assert_eq!(nft_name("service", "kp/plain/tcp/http"), "service-MXGMN3YE-kp/plain/tcp/http");
+        let endpoint = "kp/affine/tcp/__10.244.1.11/8080";
+        assert_eq!(nft_name("endpoint", endpoint), format!("endpoint-YUW775IY-{endpoint}"));
     }
 }

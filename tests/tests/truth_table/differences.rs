@@ -1,28 +1,44 @@
-//! Where our outcome is another than kube-proxy's: what ours is instead, and why.
+//! Where an outcome is another than that of kube-proxy's iptables mode: what it is instead, and why.
 //!
-//! A difference must be seen in every cell that it speaks of: once ours is as theirs there, the table fails until the entry is gone.
+//! A difference must be seen in every cell that it speaks of: once that is as theirs, the table fails until the entry is gone.
 
 use crate::{
     cells::{Cell, Kind, Place},
     sides::{Reply, Source},
 };
 
-/// What is other with us.
+/// What is other.
 pub(crate) struct Difference {
     /// In a few words.
     pub(crate) name: &'static str,
     /// Why it is so.
     pub(crate) why: &'static str,
-    /// What ours is in a cell, given one of their replies, as the differences before this one have changed it; `None` where it is the same.
-    pub(crate) ours: fn(&Cell, &Reply) -> Option<Reply>,
+    /// What is to be had in a cell, given one of their replies, as the differences before this one have changed it; `None` where it is the same.
+    pub(crate) other: fn(&Cell, &Reply) -> Option<Reply>,
 }
 
-/// Differences on purpose.
+/// With us and with kube-proxy's nftables mode.
+const REFUSED: Difference = Difference {
+    name: "a node is refused where nobody serves",
+    why: "the iptables mode refuses packets that arrive, and n1's own to a load balancer's or external address comes back to n1 as a martian",
+    other: |cell, theirs| match theirs {
+        Reply::Silent
+            if cell.from == Place::N1
+                && matches!(cell.kind, Kind::LoadBalancerIp | Kind::ExternalIp)
+                && cell.service.is_nobodys() =>
+        {
+            Some(Reply::Refused)
+        }
+        _ => None,
+    },
+};
+
+/// Ours on purpose.
 pub(crate) const ON_PURPOSE: [Difference; 4] = [
     Difference {
         name: "a pod keeps its address",
         why: "its answers come back through us anyway, from nodes too, which pods reach without address translation",
-        ours: |cell, theirs| match *theirs {
+        other: |cell, theirs| match *theirs {
             Reply::Answered(server, source)
                 if cell.from.is_pod()
                     && Some(source) == cell.from.node().map(Source::Of)
@@ -37,7 +53,7 @@ pub(crate) const ON_PURPOSE: [Difference; 4] = [
     Difference {
         name: "a pod sees itself as its gateway",
         why: "that is the node's address on the pod's own link; a socket that is connected to its pod's own address has that",
-        ours: |cell, theirs| match *theirs {
+        other: |cell, theirs| match *theirs {
             Reply::Answered(server, Source::Of(node))
                 if server == cell.from && server.is_pod() && node.is_node() && cell.is_served_by_own_node() =>
             {
@@ -49,30 +65,20 @@ pub(crate) const ON_PURPOSE: [Difference; 4] = [
     Difference {
         name: "a process of the node that serves sees a masqueraded client",
         why: "kube-proxy would masquerade too, but cannot: what is for the node itself never passes POSTROUTING",
-        ours: |cell, theirs| process_of_serving_node(cell, theirs, false),
+        other: |cell, theirs| process_of_serving_node(cell, theirs, false),
     },
-    Difference {
-        name: "a node is refused where nobody serves",
-        why: "n1's packet to a load balancer's or external address is routed back to n1, which drops it, for it has its own address as source",
-        ours: |cell, theirs| match theirs {
-            Reply::Silent
-                if cell.from == Place::N1
-                    && matches!(cell.kind, Kind::LoadBalancerIp | Kind::ExternalIp)
-                    && cell.service.is_nobodys() =>
-            {
-                Some(Reply::Refused)
-            }
-            _ => None,
-        },
-    },
+    REFUSED,
 ];
 
-/// Differences that are not right, and last until they are mended.
+/// Ours that are not right, and last until they are mended.
 pub(crate) const OWED: [Difference; 1] = [Difference {
     name: "a process of the node doesn't see a client's address that the policy Local keeps",
     why: "no program of ours is where its answer leaves the node",
-    ours: |cell, theirs| process_of_serving_node(cell, theirs, true),
+    other: |cell, theirs| process_of_serving_node(cell, theirs, true),
 }];
+
+/// Those of kube-proxy's nftables mode.
+pub(crate) const NFTABLES: [Difference; 1] = [REFUSED];
 
 /// What a process sees of a client that is no pod of its node, where that node serves; where the client's address is to be kept, or not.
 fn process_of_serving_node(cell: &Cell, theirs: &Reply, is_kept: bool) -> Option<Reply> {

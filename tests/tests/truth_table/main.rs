@@ -5,46 +5,85 @@
 //!                       +-- n2 -- pods c, d       b and c are backends, and so are n1, n2 and the outside
 //! ```
 //!
-//! The lab is built twice: with nodes of ours, and with nodes of flannel and rules as kube-proxy writes them, which say what is right; and that for each
-//! way in which ours translate. The cells are generated; all that is written by hand is where we differ.
+//! The lab is built with nodes of ours, once for each way in which they translate, and with nodes of flannel and rules as kube-proxy writes them: in
+//! its iptables mode, which says what is right, and in its nftables mode. The cells are generated; all that is written by hand is where somebody
+//! differs.
 
 mod cells;
 mod differences;
 mod sides;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    path::PathBuf,
+    thread,
+};
 
 use anyhow::{Result, anyhow, bail, ensure};
-use shunt_lab::{both_translations, translation::Translation};
+use shunt_lab::{both_translations, kube_proxy::Mode, translation::Translation};
 
 use cells::{Cell, cells};
-use differences::{Difference, ON_PURPOSE, OWED};
+use differences::{Difference, NFTABLES, ON_PURPOSE, OWED};
 use sides::{Outcome, Reply, Side};
 
 /// How often a cell is asked again that is not as it should be: a machine under load is slow to answer, and chance may leave a backend out.
 const AGAIN: usize = 3;
 
+/// Names a kube-proxy, which is then held against the rules that are written as it writes them.
+const KUBE_PROXY: &str = "SHUNT_KUBE_PROXY";
+
+/// Who is held against kube-proxy's iptables mode.
+struct Compared {
+    name: &'static str,
+    side: Side,
+    differences: Vec<&'static Difference>,
+}
+
 both_translations!(every_cell_has_the_outcome_that_kube_proxy_gives_it);
 
 fn every_cell_has_the_outcome_that_kube_proxy_gives_it(translation: Translation) -> Result<()> {
     let ours = Side::ours(translation)?;
-    let theirs = Side::theirs(&ours)?;
+    let theirs = Side::theirs(&ours, Mode::Iptables, None)?;
+    let mut compared = Vec::new();
+    // Once is enough: it doesn't depend on how ours translate.
+    if translation == Translation::Packet {
+        let side = Side::theirs(&ours, Mode::Nftables, None)?;
+        compared.push(Compared { name: "the nftables mode", side, differences: NFTABLES.iter().collect() });
+        if let Some(program) = env::var_os(KUBE_PROXY).map(PathBuf::from) {
+            let real = |mode| Side::theirs(&ours, mode, Some(&program));
+            let (iptables, nftables) = (real(Mode::Iptables)?, real(Mode::Nftables)?);
+            compared.push(Compared { name: "kube-proxy itself", side: iptables, differences: Vec::new() });
+            compared.push(Compared {
+                name: "kube-proxy itself, nftables",
+                side: nftables,
+                differences: NFTABLES.iter().collect(),
+            });
+        }
+    }
+    compared.insert(0, Compared { name: "ours", side: ours, differences: ON_PURPOSE.iter().chain(&OWED).collect() });
     let mut open = cells(translation);
     let all = open.len();
-    let mut used: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut used: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut seen: BTreeSet<Reply> = BTreeSet::new();
     for round in 0..=AGAIN {
-        let (our, their) = ask_both(&ours, &theirs, &open, round > 0)?;
-        let mut left = Vec::new();
-        for ((cell, our), their) in open.iter().zip(our).zip(their) {
-            let (wanted, differences) = expected(cell, &their);
-            if our == wanted {
-                for difference in differences {
-                    *used.entry(difference.name).or_default() += 1;
+        let (their, others) = ask_all(&theirs, &compared, &open, round > 0)?;
+        let (mut left, mut why) = (Vec::new(), String::new());
+        for (index, (cell, their)) in open.iter().zip(their).enumerate() {
+            let (mut by, mut is_right) = (Vec::new(), true);
+            for (compared, outcomes) in compared.iter().zip(&others) {
+                let (wanted, differences) = expected(cell, &their, &compared.differences);
+                by.extend(differences.iter().map(|difference| (compared.name, difference.name)));
+                if outcomes[index] != wanted {
+                    is_right = false;
+                    why += &explanation(cell, compared.name, &outcomes[index], &their, &wanted);
                 }
+            }
+            if is_right {
+                by.into_iter().for_each(|difference| *used.entry(difference).or_default() += 1);
                 seen.extend(their);
             } else {
-                left.push((*cell, our, their, wanted));
+                left.push(*cell);
             }
         }
         println!("{all} cells, {} asked, {} not as they should be", open.len(), left.len());
@@ -52,19 +91,17 @@ fn every_cell_has_the_outcome_that_kube_proxy_gives_it(translation: Translation)
             break;
         }
         if round == AGAIN {
-            for (cell, our, their, wanted) in &left {
-                let what = if our == their { "does not differ any more" } else { "is not as it should be" };
-                println!("{cell} {what}\n     ours {our:?}\n   theirs {their:?}\n   wanted {wanted:?}");
-            }
-            println!("dropped by ours:\n{}", ours.drops()?);
+            println!("{why}dropped by ours:\n{}", compared[0].side.drops()?);
             bail!("{} of {all} cells are not as they should be", left.len());
         }
-        open = left.into_iter().map(|(cell, ..)| cell).collect();
+        open = left;
     }
-    for difference in differences() {
-        let cells = used.get(difference.name).copied().unwrap_or_default();
-        println!("{cells} cells: {}, for {}", difference.name, difference.why);
-        ensure!(cells > 0, "nothing differs by this any more: {}", difference.name);
+    for Compared { name: who, differences, .. } in &compared {
+        for Difference { name, why, .. } in differences {
+            let cells = used.get(&(*who, *name)).copied().unwrap_or_default();
+            println!("{who}, {cells} cells: {name}, for {why}");
+            ensure!(cells > 0, "{who}: nothing differs by this any more: {name}");
+        }
     }
     for reply in [Reply::Refused, Reply::Silent] {
         ensure!(seen.contains(&reply), "no cell had {reply:?}: the table doesn't show what it is for");
@@ -72,29 +109,36 @@ fn every_cell_has_the_outcome_that_kube_proxy_gives_it(translation: Translation)
     Ok(())
 }
 
-fn ask_both(ours: &Side, theirs: &Side, cells: &[Cell], insistently: bool) -> Result<(Vec<Outcome>, Vec<Outcome>)> {
-    std::thread::scope(|scope| {
-        let their = scope.spawn(|| theirs.ask(cells, insistently));
-        let our = ours.ask(cells, insistently)?;
-        let their = their.join().map_err(|_| anyhow!("the other side panicked"))??;
-        Ok((our, their))
+fn explanation(cell: &Cell, name: &str, outcome: &Outcome, theirs: &Outcome, wanted: &Outcome) -> String {
+    let what = if outcome == theirs { "does not differ any more" } else { "is not as it should be" };
+    format!("{cell}: {name} {what}\n      has {outcome:?}\n   theirs {theirs:?}\n   wanted {wanted:?}\n")
+}
+
+/// Asks all sides at once.
+fn ask_all(
+    theirs: &Side,
+    compared: &[Compared],
+    cells: &[Cell],
+    insistently: bool,
+) -> Result<(Vec<Outcome>, Vec<Vec<Outcome>>)> {
+    thread::scope(|scope| {
+        let others: Vec<_> = compared.iter().map(|compared| scope.spawn(|| compared.side.ask(cells, insistently))).collect();
+        let their = theirs.ask(cells, insistently)?;
+        let others = others.into_iter().map(|other| other.join().map_err(|_| anyhow!("a side panicked"))?);
+        Ok((their, others.collect::<Result<_>>()?))
     })
 }
 
-/// What ours must be, given theirs, and what of the list made it so.
-fn expected(cell: &Cell, theirs: &Outcome) -> (Outcome, Vec<&'static Difference>) {
+/// What somebody's must be, given theirs, and what of a list made it so.
+fn expected(cell: &Cell, theirs: &Outcome, differences: &[&'static Difference]) -> (Outcome, Vec<&'static Difference>) {
     let mut wanted = theirs.clone();
     let mut used = Vec::new();
-    for difference in differences() {
-        let ours = wanted.iter().map(|reply| (difference.ours)(cell, reply).unwrap_or_else(|| reply.clone())).collect();
-        if ours != wanted {
-            wanted = ours;
-            used.push(difference);
+    for difference in differences {
+        let other = wanted.iter().map(|reply| (difference.other)(cell, reply).unwrap_or_else(|| reply.clone())).collect();
+        if other != wanted {
+            wanted = other;
+            used.push(*difference);
         }
     }
     (wanted, used)
-}
-
-fn differences() -> impl Iterator<Item = &'static Difference> {
-    ON_PURPOSE.iter().chain(&OWED)
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::Ipv4Addr,
+    path::Path,
     thread,
 };
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use shunt_common::config::link_local;
 use shunt_lab::{
     flannel::FlannelNode,
-    kube_proxy::Mode,
+    kube_proxy::{Mode, RealProxy},
     lab::{Lab, eventually},
     netns::Netns,
     service::{SOON, serve},
@@ -50,6 +51,7 @@ pub(crate) struct Side {
     lab: Lab,
     pods: BTreeMap<Place, (Netns, Ipv4Addr)>,
     _servers: Vec<[Server; 2]>,
+    _proxies: Vec<RealProxy>,
 }
 
 const PODS: [Place; 4] = [Place::A, Place::B, Place::C, Place::D];
@@ -75,8 +77,8 @@ impl Side {
         Ok(side)
     }
 
-    /// Nodes of flannel and kube-proxy, whose pods have the addresses of another side's.
-    pub(crate) fn theirs(ours: &Self) -> Result<Self> {
+    /// Nodes of flannel and kube-proxy, whose pods have the addresses of another side's; with rules as kube-proxy writes them, or with kube-proxy.
+    pub(crate) fn theirs(ours: &Self, mode: Mode, program: Option<&Path>) -> Result<Self> {
         let lab = Lab::wired(&PAIR)?;
         let flannel = [FlannelNode::set_up(&lab, "n1")?, FlannelNode::set_up(&lab, "n2")?];
         flannel[0].add_peer(&lab.node("n1").netns, 2, &flannel[1].vtep_mac)?;
@@ -90,14 +92,22 @@ impl Side {
             ensure!(pod.address == ours.address(place), "{} has {}", place.name(), pod.address);
             pods.insert(place, (pod.netns, pod.address));
         }
-        let side = Self::serving(lab, pods)?;
-        flannel.iter().try_for_each(|flannel| flannel.proxy(&side.lab, Mode::Iptables))?;
+        let mut side = Self::serving(lab, pods)?;
+        for flannel in flannel {
+            match program {
+                Some(program) => {
+                    let node = side.lab.node(&flannel.name);
+                    side._proxies.push(RealProxy::start(program, node, &side.lab.cluster, mode)?);
+                }
+                None => flannel.proxy(&side.lab, mode)?,
+            }
+        }
         Ok(side)
     }
 
     /// Starts the servers and writes the Services.
     fn serving(lab: Lab, pods: BTreeMap<Place, (Netns, Ipv4Addr)>) -> Result<Self> {
-        let mut side = Self { lab, pods, _servers: Vec::new() };
+        let mut side = Self { lab, pods, _servers: Vec::new(), _proxies: Vec::new() };
         for place in Place::SERVERS {
             side._servers.push(serve(side.netns(place), side.address(place), place.name())?);
         }
