@@ -24,17 +24,20 @@ mod connections;
 mod control;
 mod control_files;
 mod figure;
+mod first_packet;
 mod hammer;
 mod http;
 mod large;
 mod latency;
 mod machine;
+mod node_port;
 mod packets;
 mod pin;
 pub mod programs;
 mod proxied;
 mod report;
 mod restart;
+mod rival;
 mod samples;
 mod scale;
 mod scene;
@@ -46,6 +49,8 @@ mod usage;
 use arena::Arena;
 use machine::Facts;
 use report::Report;
+
+use crate::command;
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -59,6 +64,9 @@ pub struct Options {
     /// Measure the rivals alone: how steady this machine is
     #[arg(long)]
     rivals_only: bool,
+    /// A real kube-proxy, to be run in place of rules that are written as it writes them; one on PATH is taken if left out
+    #[arg(long, value_name = "FILE")]
+    kube_proxy: Option<PathBuf>,
     /// Write a report with plots into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -69,6 +77,11 @@ pub struct Options {
 impl Options {
     fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick { 3 } else { 7 }).max(1)
+    }
+
+    /// kube-proxy itself, if there is one.
+    fn kube_proxy(&self) -> Option<PathBuf> {
+        self.kube_proxy.clone().or_else(|| Some(command::program("kube-proxy".as_ref())).filter(|file| file.is_absolute()))
     }
 
     /// Rounds of what swings from one to the next: many short ones have a steadier median than few long ones.
@@ -168,6 +181,8 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Data, "direct", How::InArena(connections::measure_direct)),
     Measurement::new(Group::Data, "http", How::InArena(http::measure)),
     Measurement::new(Group::Services, "connections", How::Alone(connections::measure)),
+    Measurement::new(Group::Services, "nodeport", How::Alone(node_port::measure)),
+    Measurement::new(Group::Services, "firstpacket", How::Alone(first_packet::measure)),
     Measurement::new(Group::Services, "translation", How::Alone(translation::measure)),
     Measurement::new(Group::Programs, "programs", How::Alone(programs::measure)),
     Measurement::new(Group::Control, "control-api", How::Alone(control::measure)),

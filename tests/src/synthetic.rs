@@ -9,6 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How many Services a packed file has.
+const PACKED: u32 = 1000;
+
 /// How large a cluster to make up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cluster {
@@ -30,6 +33,20 @@ impl Cluster {
         fs::write(dir.join("nodes.yaml"), nodes)?;
         for service in 0..self.services {
             fs::write(Self::file_of(dir, service), self.service(service, self.endpoints))?;
+        }
+        Ok(())
+    }
+
+    /// The same with 1,000 Services in a file: sooner read, for a cluster in which nothing changes.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub fn write_packed(&self, dir: &Path) -> io::Result<()> {
+        fs::write(dir.join("nodes.yaml"), (0..self.nodes).map(node).collect::<String>())?;
+        for first in (0..self.services).step_by(PACKED as usize) {
+            let services = first..self.services.min(first + PACKED);
+            let texts: Vec<_> = services.map(|service| self.service(service, self.endpoints)).collect();
+            fs::write(dir.join(format!("services-{first}.yaml")), texts.join("---\n"))?;
         }
         Ok(())
     }

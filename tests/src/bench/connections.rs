@@ -24,6 +24,7 @@ use super::{
 use crate::{
     cluster::{Endpoint, Port},
     lab::eventually,
+    netns::Netns,
     service::SOON,
     synthetic::Cluster,
     translation::Translation,
@@ -92,14 +93,19 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn period(options: &Options) -> Duration {
+pub(super) fn period(options: &Options) -> Duration {
     Duration::from_millis(if options.quick { 300 } else { 1000 })
 }
 
 /// Thousands of connections a second.
 fn rate(contender: &Contender<'_>, listener: &TcpListener, period: Duration) -> Result<Sample> {
-    let to = SockaddrIn::from(SocketAddrV4::new(contender.server_address, PORT));
-    contender.client.inside(|| {
+    rate_to(contender.client, SocketAddrV4::new(contender.server_address, PORT), listener, period)
+}
+
+/// The same to wherever a listener's connections come from.
+pub(super) fn rate_to(client: &Netns, to: SocketAddrV4, listener: &TcpListener, period: Duration) -> Result<Sample> {
+    let to = SockaddrIn::from(to);
+    client.inside(|| {
         pin::here();
         let mut connections = 0u32;
         let start = Instant::now();
