@@ -75,7 +75,8 @@ impl Port {
     }
 
     /// Its name in Services and EndpointSlices.
-    pub(crate) fn name(&self) -> String {
+    #[must_use]
+    pub fn name(&self) -> String {
         format!("{}-{}", self.protocol.to_lowercase(), self.port)
     }
 }

@@ -4,7 +4,10 @@
 //!   n1 -- pods a (client), b        n2 -- pod c
 //! ```
 
+use std::net::SocketAddrV4;
+
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use shunt_lab::{
     both_translations,
     cluster::{Endpoint, Port},
@@ -21,6 +24,7 @@ both_translations!(
     a_tcp_connection_stays_with_its_backend_while_that_lives,
     when_all_terminate_the_serving_ones_take_new_connections,
     a_service_that_is_deleted_and_made_again_serves_again,
+    a_service_is_served_whatever_its_type_was_and_for_as_long_as_it_is_ours,
 );
 
 /// A Service with `b` behind it; `c` serves too but is no endpoint yet.
@@ -49,7 +53,7 @@ fn udp_follows(scene: &Scene, from: &Netns, connected: bool) -> Result<()> {
     answered_by("c")?;
 
     // The target port changes: the old one is silent.
-    let elsewhere = std::net::SocketAddrV4::new(c.address, TARGET + 1);
+    let elsewhere = SocketAddrV4::new(c.address, TARGET + 1);
     let _moved = Server::udp(&c.netns, elsewhere, "c on another port")?;
     service.set(lab, &[Port::udp(PORT, TARGET + 1)], &[Endpoint::ready(c.address, "n2")])?;
     answered_by("c on another port")?;
@@ -130,5 +134,53 @@ fn a_service_that_is_deleted_and_made_again_serves_again(translation: Translatio
     })?;
     let service = Service::create(&lab, "web", 10, &[&b])?;
     ensure!(tcp_answer(&a.netns, service.vip)?.server == "b");
+    Ok(())
+}
+
+/// What the end-to-end tests do to a Service that lives: `should be able to change the type from ExternalName to NodePort` and the like, `should
+/// implement service.kubernetes.io/service-proxy-name` and `.../headless`.
+fn a_service_is_served_whatever_its_type_was_and_for_as_long_as_it_is_ours(translation: Translation) -> Result<()> {
+    const NODE_PORT: u16 = 30_090;
+    let Scene { lab, a, service, servers: _servers, .. } = scene(translation)?;
+    let node_port = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
+    let put = |kind: &str, label: Option<&str>| {
+        let mut ports =
+            PORTS.map(|port| json!({ "name": port.name(), "protocol": port.protocol, "port": PORT, "targetPort": TARGET }));
+        let mut spec = json!({ "type": kind, "selector": { "app": "web" } });
+        if kind == "NodePort" {
+            ports.iter_mut().for_each(|port| port["nodePort"] = json!(NODE_PORT));
+        }
+        if kind == "ExternalName" {
+            spec["externalName"] = json!("example.org");
+        } else {
+            (spec["clusterIP"], spec["clusterIPs"]) = (json!(service.vip.ip()), json!([service.vip.ip()]));
+            spec["ports"] = json!(ports);
+        }
+        let labels = label.map(|label| json!({ format!("service.kubernetes.io/{label}"): "other" }));
+        let metadata = json!({ "name": "web", "namespace": "default", "labels": labels.unwrap_or_else(|| json!({})) });
+        lab.cluster
+            .put("service-web.yaml", &[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])
+    };
+    for (kind, label, is_served) in [
+        ("NodePort", None, true),
+        ("ClusterIP", None, true),
+        ("ClusterIP", Some("service-proxy-name"), false),
+        ("ClusterIP", None, true),
+        ("ClusterIP", Some("headless"), false),
+        ("NodePort", None, true),
+        ("ExternalName", None, false),
+        ("ClusterIP", None, true),
+        ("ExternalName", None, false),
+        ("NodePort", None, true),
+    ] {
+        put(kind, label)?;
+        for (to, is_served) in [(service.vip, is_served), (node_port, is_served && kind == "NodePort")] {
+            eventually(SOON, || {
+                let answered = tcp_answer(&a.netns, to).is_ok();
+                ensure!(answered == is_served, "{kind}, label {label:?}: {to} is served: {answered}");
+                Ok(())
+            })?;
+        }
+    }
     Ok(())
 }
