@@ -10,6 +10,7 @@ mod clients;
 mod connect;
 mod dataplane;
 mod drop_log;
+mod flow_table;
 mod handler;
 mod health;
 mod health_checks;

@@ -278,5 +278,5 @@ fn full(map: &str, capacity: u32, needed: usize, object: String) -> Problem {
         "{map} is full: of its {capacity} entries too few are free for the {needed} that this takes; what was in force stays. Remove \
          what is no longer needed, or build with a larger map (common/src/maps.rs)"
     );
-    Problem { object: Some(object), message, ..Problem::default() }
+    Problem { object: Some(object), map: Some(map.to_owned()), message, ..Problem::default() }
 }

@@ -19,6 +19,9 @@ pub struct Problem {
     /// Path of the field, as `spec.ports[0].port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// The map that has no room for it, if that is what is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
     /// What is wrong, and what to do.
     pub message: String,
 }

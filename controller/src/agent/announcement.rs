@@ -37,7 +37,7 @@ use super::{
 use crate::{
     announce::{
         WRITER,
-        news::{About, Chronicle, News, Present},
+        news::{About, Chronicle, MAP_FULL, News, Present},
         node,
         pace::Pace,
     },
@@ -137,7 +137,6 @@ fn follow(nodes: Api<Node>, name: &str) -> impl Stream<Item = watcher::Event<Nod
 /// Writes Events for as long as the agent runs.
 pub(super) async fn write_events(client: Client, name: String, mut facts: watch::Receiver<Facts>) {
     let reporter = Reporter { controller: WRITER.to_owned(), instance: Some(name.clone()) };
-    let recorder = Recorder::new(client.clone(), reporter);
     let mut chronicle = Chronicle::new(Instant::now());
     loop {
         sleep(SETTLE).await;
@@ -147,7 +146,7 @@ pub(super) async fn write_events(client: Client, name: String, mut facts: watch:
         let is_up = now.tunnel_end.is_some();
         let present = Present { node: &name, nodes: now.nodes, is_up, troubles: &troubles, problems: &now.problems };
         for news in chronicle.follow(&present, Instant::now()) {
-            let written = timeout(PATIENCE, write(&client, &recorder, &name, &news)).await;
+            let written = timeout(PATIENCE, write(&client, &name, &reporter, &news)).await;
             if !matches!(written, Ok(Ok(()))) {
                 tracing::debug!(reason = news.key.reason, ?written, "an Event is not written");
                 chronicle.untold(&news.key);
@@ -167,6 +166,7 @@ fn word(subject: Subject) -> Option<&'static str> {
         Subject::PodRange => Some("PodRangeUnusable"),
         Subject::Pods => Some("PodsNotRestored"),
         Subject::Installation => Some("CNINotInstalled"),
+        Subject::FlowTable => Some(MAP_FULL),
         Subject::Source
         | Subject::Takeover
         | Subject::Sweeper
@@ -176,7 +176,7 @@ fn word(subject: Subject) -> Option<&'static str> {
     }
 }
 
-async fn write(client: &Client, recorder: &Recorder, own: &str, news: &News) -> Result<(), kube::Error> {
+async fn write(client: &Client, own: &str, reporter: &Reporter, news: &News) -> Result<(), kube::Error> {
     let reference = match &news.key.about {
         About::OwnNode => reference::<Node>(Api::all(client.clone()), None, own).await?,
         About::Object { kind, namespace, name } => {
@@ -201,7 +201,9 @@ async fn write(client: &Client, recorder: &Recorder, own: &str, news: &News) -> 
         action: "Programming".to_owned(),
         secondary: None,
     };
-    recorder.publish(&event, &reference).await
+    // A recorder that is kept takes what has the same reason and object for the same, and counts it instead of writing the new note. The
+    // chronicle knows better.
+    Recorder::new(client.clone(), reporter.clone()).publish(&event, &reference).await
 }
 
 /// With the uid, by which `kubectl describe` finds an object's Events.

@@ -16,6 +16,7 @@ use tokio::{sync::Mutex, task::spawn_blocking};
 use crate::{
     kernel::{
         events::{self, Listeners},
+        maps::Counts,
         pins::PinDir,
         sweeper::{self, Sweeper},
         table::{Table, TableError},
@@ -27,16 +28,18 @@ use crate::{
     },
 };
 
-use super::{health::Subject, state::State};
+use super::{flow_table::FlowTable, health::Subject, state::State};
 
 /// After a failure of either.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Sweeps for as long as the agent runs.
+/// Sweeps for as long as the agent runs, and says whether there is room for new flows.
 pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>, instruments: Arc<Instruments>) {
     let mut sweeper = Sweeper::default();
+    let mut flow_table = FlowTable::default();
     loop {
         let path = dir.map(&maps::CONNTRACK);
+        let drops = dir.map(&maps::DROPS);
         let instruments = instruments.clone();
         let round = move || {
             let flows = Table::open(&maps::CONNTRACK, &path)?;
@@ -46,18 +49,22 @@ pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>, instruments: Ar
             let round = sweeper.round(&flows, now)?;
             instruments.swept(start.elapsed(), round.removed, sweeper.entries(), flows.capacity());
             let pause = sweeper.pause(round, flows.capacity());
-            Ok::<_, TableError>((sweeper, round, pause))
+            let refused = Counts::open(&maps::DROPS, &drops)?.get(DropReason::ConntrackFull as u32)?;
+            Ok::<_, TableError>((sweeper, round, pause, flows.capacity(), refused))
         };
         let outcome = spawn_blocking(round).await;
         let (outcome, pause) = match outcome {
-            Ok(Ok((swept, round, pause))) => {
+            Ok(Ok((swept, round, pause, capacity, refused))) => {
                 sweeper = swept;
+                let room = flow_table.look(sweeper.entries(), capacity, refused, Instant::now());
+                state.lock().await.note(Subject::FlowTable, &room);
                 tracing::debug!(removed = round.removed, left = sweeper.entries(), "expired flows are forgotten");
                 (Ok(()), pause)
             }
             // A map that is not there yet is no fault: there is no dataplane yet.
             Ok(Err(TableError::Missing { .. })) | Err(_) => {
                 sweeper = Sweeper::default();
+                flow_table = FlowTable::to_be_made();
                 (Ok(()), PAUSE)
             }
             Ok(Err(error)) => {

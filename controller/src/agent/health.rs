@@ -53,6 +53,8 @@ subjects! {
     Takeover = "takeover", Besides;
     /// Forgetting expired flows.
     Sweeper = "sweeper", Besides;
+    /// Room for new flows.
+    FlowTable = "flow_table", Besides;
     /// Answering for health and metrics.
     Http = "http", Besides;
     /// The CNI plugin and its configuration.

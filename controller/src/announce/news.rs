@@ -24,6 +24,9 @@ const REFILL: Duration = Duration::from_secs(10);
 /// The most that an Event's note may have, in bytes (validation of events.k8s.io/v1).
 const NOTE: usize = 1024;
 
+/// The reason of an Event for a map without room.
+pub const MAP_FULL: &str = "MapFull";
+
 /// What an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum About {
@@ -145,28 +148,45 @@ fn own(reason: &'static str) -> Key {
 fn wanted(present: &Present<'_>) -> Vec<News> {
     let troubles = present.troubles.iter().map(|(reason, text)| News { key: own(reason), is_warning: true, note: note(text) });
     let problems = present.problems.iter().filter_map(|problem| refused(present, problem));
-    let mut news: Vec<News> = troubles.chain(problems).collect();
+    let mut news: Vec<News> = troubles.chain(full_maps(present.problems)).chain(problems).collect();
     news.sort_by(|a, b| a.key.cmp(&b.key));
     news.dedup_by(|a, b| a.key == b.key);
     news
 }
 
+/// One of this node for each map without room, and not one for each entry that found none.
+fn full_maps(problems: &[Problem]) -> impl Iterator<Item = News> {
+    let mut by_map: BTreeMap<&str, (&Problem, usize)> = BTreeMap::new();
+    for (map, problem) in problems.iter().filter_map(|problem| Some((problem.map.as_deref()?, problem))) {
+        by_map.entry(map).or_insert((problem, 0)).1 += 1;
+    }
+    by_map.into_iter().map(|(map, (first, count))| {
+        let others = if count > 1 {
+            format!(" ({} more find no room there; `shunt status` names them)", count - 1)
+        } else {
+            String::new()
+        };
+        let key = Key { about: About::OwnNode, reason: MAP_FULL, part: map.to_owned() };
+        News { key, is_warning: true, note: note(&format!("{first}{others}")) }
+    })
+}
+
+/// What is told of an object that was refused, be it for want of room: who looks after the object may not see our Node.
 fn refused(present: &Present<'_>, problem: &Problem) -> Option<News> {
     let object = problem.object.as_deref()?;
-    let (reason, about) = match object_of(object) {
-        Some(About::Object { kind, name, .. }) if kind == "Node" && name == present.node => ("Refused", About::OwnNode),
-        Some(about) => ("Refused", about),
-        // Entries of our own maps that found no room.
-        None => ("MapFull", About::OwnNode),
+    let about = match object_of(object) {
+        Some(About::Object { kind, name, .. }) if kind == "Node" && name == present.node => About::OwnNode,
+        Some(about) => about,
+        // An entry of a map that is told of as a whole.
+        None if problem.map.is_some() => return None,
+        None => About::OwnNode,
     };
     if about != About::OwnNode && !is_teller(present.node, present.nodes, object) {
         return None;
     }
-    // One Event for a full map, not one for each entry.
-    let part = if reason == "MapFull" { String::new() } else { problem.field.clone().unwrap_or_default() };
     let field = problem.field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default();
-    let text = if reason == "MapFull" { problem.to_string() } else { format!("{field}{}", problem.message) };
-    Some(News { key: Key { about, reason, part }, is_warning: true, note: note(&text) })
+    let key = Key { about, reason: "Refused", part: problem.field.clone().unwrap_or_default() };
+    Some(News { key, is_warning: true, note: note(&format!("{field}{}", problem.message)) })
 }
 
 /// Of `Service default/web`; `None` if it is no object of Kubernetes.
@@ -242,18 +262,14 @@ mod tests {
     #[test]
     fn problems_are_told_on_their_object() {
         let mut chronicle = Chronicle::new(Instant::now());
-        let problems = [
-            problem("Service default/web", "spec.ports"),
-            problem("Node n1", "spec.podCIDR"),
-            problem("address 10.0.0.1", "entry"),
-            problem("address 10.0.0.2", "entry"),
-        ];
+        let problems =
+            [problem("Service default/web", "spec.ports"), problem("Node n1", "spec.podCIDR"), problem("this node", "address")];
         let news = chronicle.follow(&present(false, &[], &problems), Instant::now());
         let web = About::Object { kind: "Service".into(), namespace: "default".into(), name: "web".into() };
         assert_eq!(
             told(&news),
             [
-                (&About::OwnNode, "MapFull", "address 10.0.0.1: entry: is wrong"),
+                (&About::OwnNode, "Refused", "address: is wrong"),
                 (&About::OwnNode, "Refused", "spec.podCIDR: is wrong"),
                 (&web, "Refused", "spec.ports: is wrong"),
             ]
@@ -262,6 +278,34 @@ mod tests {
         assert!(chronicle.follow(&present(false, &[], &problems), Instant::now()).is_empty());
         chronicle.untold(&key);
         assert_eq!(chronicle.follow(&present(false, &[], &problems), Instant::now()), news[2..]);
+    }
+
+    #[test]
+    fn a_map_without_room_is_told_once_on_the_node_and_on_the_objects_that_found_none() {
+        let no_room = |object: String, map: &str| Problem {
+            object: Some(object),
+            map: Some(map.to_owned()),
+            message: "is full".to_owned(),
+            ..Problem::default()
+        };
+        let mut problems: Vec<Problem> = (0..900).map(|i| no_room(format!("address 10.0.0.{i}"), "ADDRESSES")).collect();
+        problems.push(no_room("Service default/web".into(), "SERVICES"));
+        let mut chronicle = Chronicle::new(Instant::now());
+        let news = chronicle.follow(&present(true, &[], &problems), Instant::now());
+        let web = About::Object { kind: "Service".into(), namespace: "default".into(), name: "web".into() };
+        assert_eq!(
+            told(&news)[1..],
+            [
+                (
+                    &About::OwnNode,
+                    MAP_FULL,
+                    "address 10.0.0.0: is full (899 more find no room there; `shunt status` names them)"
+                ),
+                (&About::OwnNode, MAP_FULL, "Service default/web: is full"),
+                (&web, "Refused", "is full"),
+            ]
+        );
+        assert!(chronicle.follow(&present(true, &[], &problems[1..]), Instant::now()).is_empty());
     }
 
     #[test]

@@ -338,6 +338,7 @@ mod tests {
             object: Some("Service default/web".to_owned()),
             field: Some("spec.ports[0].port".to_owned()),
             message: "is 70000: it must be 1 to 65535; the last good version stays in force".to_owned(),
+            ..protocol::Problem::default()
         });
         sick.last_sync = None;
         sick.source =

@@ -148,8 +148,8 @@ impl Store {
                 file: Some(file.to_string()),
                 document: Some(*document),
                 object: Some(id.to_string()),
-                field: None,
                 message: message.clone(),
+                ..Problem::default()
             }));
         }
         problems.sort();
@@ -182,6 +182,7 @@ impl Store {
             object: object.map(ObjectId::to_string),
             field,
             message,
+            ..Problem::default()
         };
         for (place, item) in decode(document, syntax).into_iter().enumerate() {
             let locate = |field: String| if item.path.is_empty() { field } else { format!("{}.{field}", item.path) };

@@ -46,7 +46,10 @@ pub enum TableError {
         value: u32,
     },
     /// No room.
-    #[error("map {name} is full ({capacity} entries): {what} does not fit; raise its capacity in the configuration")]
+    #[error(
+        "map {name} is full ({capacity} entries): {what} does not fit. Remove what is no longer needed, or build with a \
+         larger map (common/src/maps.rs)"
+    )]
     Full {
         /// Map.
         name: &'static str,

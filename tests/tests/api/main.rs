@@ -10,6 +10,7 @@
 mod bad_objects;
 mod following;
 mod forgetting;
+mod full_maps;
 mod outages;
 mod recordings;
 mod refusals;
