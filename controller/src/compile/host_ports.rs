@@ -13,7 +13,8 @@ use shunt_common::{
 use super::{
     Compiler,
     claims::Exposer,
-    desired::{Frontend, Group, GroupKey, Owner, Patch, Scope, Target, Use},
+    desired::{Frontend, Group, Owner, Patch, Scope, Target, Use},
+    held::Held,
     services::shown,
 };
 use crate::{model::HostPort, problem::Problem};
@@ -22,8 +23,7 @@ use crate::{model::HostPort, problem::Problem};
 #[derive(Clone, Debug, Default)]
 pub(super) struct HostPorts {
     wanted: BTreeSet<HostPort>,
-    frontends: BTreeSet<ServiceKey<V4>>,
-    groups: BTreeSet<GroupKey>,
+    held: Held,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -111,23 +111,9 @@ impl Compiler {
                 frontends.insert(key, frontend);
             }
         }
-        for key in std::mem::replace(&mut self.host_ports.frontends, frontends.keys().copied().collect()) {
-            let is_of_pod = self.desired.frontends.get(&key).is_some_and(|frontend| matches!(frontend.owner, Owner::Pod(_)));
-            if is_of_pod && !frontends.contains_key(&key) {
-                self.put_frontend(key, None, patch);
-            }
-        }
-        for key in std::mem::replace(&mut self.host_ports.groups, groups.keys().cloned().collect()) {
-            if !groups.contains_key(&key) {
-                self.desired.set_group(key, None, patch);
-            }
-        }
-        for (key, group) in groups {
-            self.desired.set_group(key, Some(group), patch);
-        }
-        for (key, frontend) in frontends {
-            self.put_frontend(key, Some(frontend), patch);
-        }
+        let mut held = std::mem::take(&mut self.host_ports.held);
+        self.replace(&mut held, frontends, groups, |owner| matches!(owner, Owner::Pod(_)), patch);
+        self.host_ports.held = held;
         self.host_ports.problems = problems;
     }
 }

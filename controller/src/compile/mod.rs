@@ -5,6 +5,7 @@ mod claims;
 pub mod desired;
 mod endpoints;
 pub mod health;
+mod held;
 mod host_ports;
 mod nodes;
 mod services;

@@ -17,6 +17,7 @@ use super::{
     desired::{Frontend, Group, GroupKey, Owner, Patch, Scope, Target, Use},
     endpoints::{Endpoints, Here},
     health::HealthCheck,
+    held::Held,
 };
 use crate::{
     config::LoadBalancer,
@@ -31,13 +32,12 @@ pub(super) struct ServiceClaims {
     addresses: Vec<(Ip4, VirtualIp)>,
     exposed: Vec<ServiceKey<V4>>,
     health_check: Option<u16>,
-    frontends: Vec<ServiceKey<V4>>,
-    groups: Vec<GroupKey>,
+    held: Held,
 }
 
 impl ServiceClaims {
     fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.exposed.is_empty() && self.frontends.is_empty() && self.health_check.is_none()
+        self.addresses.is_empty() && self.exposed.is_empty() && self.held.is_empty() && self.health_check.is_none()
     }
 }
 
@@ -238,26 +238,8 @@ impl Compiler {
         self.desired.set_source_ranges(name, exposure.map(source_ranges), patch);
 
         let mut claims = self.services.remove(name).unwrap_or_default();
-        let before = std::mem::replace(&mut claims.frontends, frontends.keys().copied().collect());
         let owner = Owner::Service(name.clone());
-        for key in before {
-            // Another owner may have taken the frontend over within this very update.
-            let is_still_ours = self.desired.frontends.get(&key).is_some_and(|frontend| frontend.owner == owner);
-            if is_still_ours && !frontends.contains_key(&key) {
-                self.put_frontend(key, None, patch);
-            }
-        }
-        for key in std::mem::replace(&mut claims.groups, groups.keys().cloned().collect()) {
-            if !groups.contains_key(&key) {
-                self.desired.set_group(key, None, patch);
-            }
-        }
-        for (key, group) in groups {
-            self.desired.set_group(key, Some(group), patch);
-        }
-        for (key, frontend) in frontends {
-            self.put_frontend(key, Some(frontend), patch);
-        }
+        self.replace(&mut claims.held, frontends, groups, |other| *other == owner, patch);
         if !claims.is_empty() {
             self.services.insert(name.clone(), claims);
         }
@@ -392,22 +374,6 @@ impl Compiler {
                 });
             }
         }
-    }
-
-    /// Sets or removes a frontend, and what follows from it for the node's ports.
-    pub(super) fn put_frontend(&mut self, key: ServiceKey<V4>, frontend: Option<Frontend>, patch: &mut Patch) {
-        let was_at_node = self.desired.frontends.get(&key).is_some_and(|frontend| frontend.at_node);
-        let is_at_node = frontend.as_ref().is_some_and(|frontend| frontend.at_node);
-        if was_at_node != is_at_node {
-            let users = self.node_port_users.entry((key.proto, key.port)).or_default();
-            *users = if is_at_node { *users + 1 } else { users.saturating_sub(1) };
-            let is_used = *users > 0;
-            if !is_used {
-                self.node_port_users.remove(&(key.proto, key.port));
-            }
-            self.desired.set_node_port(key.proto, key.port, is_used, patch);
-        }
-        self.desired.set_frontend(key, frontend, patch);
     }
 }
 

@@ -66,7 +66,7 @@ impl Netlink {
             self.socket.send(&buffer, 0).map_err(|error| (base, error))?;
             let mut answered = 0;
             while answered < count {
-                for_each_message(&self.receive().map_err(|error| (base + answered, error))?, |number, _, bytes| {
+                for_each_message(&receive(&self.socket).map_err(|error| (base + answered, error))?, |number, _, bytes| {
                     let index = number.wrapping_sub(first) as usize;
                     if index >= count {
                         return;
@@ -95,7 +95,7 @@ impl Netlink {
         loop {
             let mut result = None;
             let sequence = self.sequence;
-            for_each_message(&self.receive()?, |number, _, bytes| {
+            for_each_message(&receive(&self.socket)?, |number, _, bytes| {
                 if number == sequence && result.is_none() {
                     result = match parse(bytes) {
                         Ok(NetlinkPayload::InnerMessage(answer)) => Some(Ok(answer)),
@@ -131,7 +131,7 @@ impl Netlink {
         let (mut answers, mut finished, mut interrupted, mut failure) = (Vec::new(), false, false, None);
         let sequence = self.sequence;
         while !finished {
-            for_each_message(&self.receive()?, |number, flags, bytes| {
+            for_each_message(&receive(&self.socket)?, |number, flags, bytes| {
                 if number != sequence {
                     return;
                 }
@@ -166,14 +166,15 @@ impl Netlink {
         buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
         message.serialize(&mut buffer[start..]);
     }
+}
 
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((bytes, _)) => return Ok(bytes),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+/// The next datagram of a netlink socket of any protocol.
+pub(super) fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
+    loop {
+        match socket.recv_from_full() {
+            Ok((bytes, _)) => return Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

@@ -8,6 +8,8 @@ use std::{io, mem};
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
+use super::netlink::receive;
+
 /// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP` (include/uapi/linux/netlink.h).
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -175,7 +177,7 @@ impl Netfilter {
         self.socket.send(&message, 0)?;
         let (mut answers, mut interrupted, mut end) = (Vec::new(), false, None);
         while end.is_none() {
-            for_each(&self.receive()?, |answer| {
+            for_each(&receive(&self.socket)?, |answer| {
                 if answer.sequence != sequence {
                     return;
                 }
@@ -205,7 +207,7 @@ impl Netfilter {
             self.socket.send(&messages, 0)?;
             let base = outcomes.len();
             while outcomes.len() < base + window.len() {
-                for_each(&self.receive()?, |answer| {
+                for_each(&receive(&self.socket)?, |answer| {
                     let index = answer.sequence.wrapping_sub(first) as usize;
                     if index == outcomes.len() - base && index < window.len() {
                         outcomes.extend(answer.outcome());
@@ -231,7 +233,7 @@ impl Netfilter {
         self.socket.send(&messages, 0)?;
         let (mut finished, mut failure) = (false, None);
         while !finished {
-            for_each(&self.receive()?, |answer| {
+            for_each(&receive(&self.socket)?, |answer| {
                 if let Some(outcome) = answer.outcome() {
                     // Errors come in the order of messages; one about the frame is about the whole.
                     finished |= answer.sequence == end || answer.sequence == begin;
@@ -254,16 +256,6 @@ impl Netfilter {
         buffer.extend_from_slice(&resource.to_be_bytes());
         buffer.extend_from_slice(&attributes.0);
         self.sequence
-    }
-
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((bytes, _)) => return Ok(bytes),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 }
 

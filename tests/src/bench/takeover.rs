@@ -95,7 +95,7 @@ fn round() -> Result<Round> {
         floods.push(Flood::start(&pod.netns, vip, Duration::from_millis(20))?);
     }
     let connections = open.len();
-    let steady = Steady::start(open, Duration::from_millis(5));
+    let steady = Steady::start(open, Duration::from_millis(5))?;
     let record = lab.node("n1").state_dir().join("takeover.json");
     let start = Instant::now();
     lab.node_mut("n1").start_takeover()?;

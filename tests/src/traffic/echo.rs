@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 
+use super::worker::Worker;
 use crate::netns::Netns;
 
 /// How long a client waits: long past any round trip, short enough for a test that expects silence.
@@ -31,8 +32,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddrV4,
-    stop: Arc<AtomicBool>,
-    worker: Option<JoinHandle<()>>,
+    worker: Option<Worker<()>>,
 }
 
 /// What a server said.
@@ -97,18 +97,14 @@ impl Server {
     }
 
     fn spawn(address: SocketAddrV4, work: impl FnOnce(&Arc<AtomicBool>) + Send + 'static) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let worker = thread::Builder::new().name(format!("server {address}")).spawn(move || work(&flag))?;
-        Ok(Self { address, stop, worker: Some(worker) })
+        Ok(Self { address, worker: Some(Worker::start(format!("server {address}"), work)?) })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
         if let Some(worker) = self.worker.take() {
-            let _ = worker.join();
+            let _ = worker.stop();
         }
     }
 }

@@ -2,25 +2,19 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
 
-use super::echo::udp_socket;
+use super::{echo::udp_socket, worker::Worker};
 use crate::netns::Netns;
 
 /// A stream of numbered UDP datagrams to an echo server.
 #[derive(Debug)]
-pub struct Flood {
-    stop: Arc<AtomicBool>,
-    worker: Option<JoinHandle<Result<Tally>>>,
-}
+pub struct Flood(Worker<Result<Tally>>);
 
 /// What became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,26 +43,15 @@ impl Flood {
     pub fn start(netns: &Netns, to: SocketAddrV4, interval: Duration) -> Result<Self> {
         let socket = netns.inside(|| udp_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)))?;
         socket.connect(to).with_context(|| format!("{} to UDP {to}", netns.name()))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let worker = thread::spawn(move || flood(&socket, interval, &flag));
-        Ok(Self { stop, worker: Some(worker) })
+        Ok(Self(Worker::start(format!("the flood to {to}"), move |stop| flood(&socket, interval, stop))?))
     }
 
     /// Stops sending, waits for what is under way, and counts.
     ///
     /// # Errors
     /// The socket failed in between.
-    pub fn stop(mut self) -> Result<Tally> {
-        self.stop.store(true, Ordering::Relaxed);
-        let worker = self.worker.take().context("already stopped")?;
-        worker.join().map_err(|_| anyhow!("the flood panicked"))?
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    pub fn stop(self) -> Result<Tally> {
+        self.0.stop()?
     }
 }
 

@@ -1,24 +1,18 @@
 //! Connections that stay open and are used all the time, while something else is done to the nodes: none may be lost.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::atomic::Ordering,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
-use super::echo::TcpClient;
+use super::{echo::TcpClient, worker::Worker};
 
 /// Open connections with a thread that uses one after the other.
 #[derive(Debug)]
-pub struct Steady {
-    stop: Arc<AtomicBool>,
-    worker: Option<JoinHandle<Outcome>>,
-}
+pub struct Steady(Worker<Outcome>);
 
 /// What became of them.
 #[derive(Debug, Default)]
@@ -35,14 +29,14 @@ pub struct Outcome {
 
 impl Steady {
     /// Starts using connections, each under a name, with a pause after each round.
-    #[must_use]
-    pub fn start(connections: Vec<(String, TcpClient)>, pause: Duration) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let worker = thread::spawn(move || {
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub fn start(connections: Vec<(String, TcpClient)>, pause: Duration) -> Result<Self> {
+        let worker = Worker::start("the user of connections", move |stop| {
             let mut outcome = Outcome { alive: connections, ..Outcome::default() };
             loop {
-                let last = flag.load(Ordering::Relaxed);
+                let last = stop.load(Ordering::Relaxed);
                 outcome.round();
                 if last {
                     return outcome;
@@ -50,23 +44,15 @@ impl Steady {
                 thread::sleep(pause);
             }
         });
-        Self { stop, worker: Some(worker) }
+        Ok(Self(worker?))
     }
 
     /// Uses each once more, and tells.
     ///
     /// # Errors
     /// The thread panicked.
-    pub fn stop(mut self) -> Result<Outcome> {
-        self.stop.store(true, Ordering::Relaxed);
-        let worker = self.worker.take().ok_or_else(|| anyhow!("already stopped"))?;
-        worker.join().map_err(|_| anyhow!("the user of connections panicked"))
-    }
-}
-
-impl Drop for Steady {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    pub fn stop(self) -> Result<Outcome> {
+        self.0.stop()
     }
 }
 

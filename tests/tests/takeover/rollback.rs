@@ -21,7 +21,7 @@ fn a_node_is_put_back_as_it_was() -> Result<()> {
     tcp_answer(&scene.a.netns, at_d).context("an adopted pod asks one of ours")?;
     tcp_answer(&d.netns, SocketAddrV4::new(scene.a.address, TARGET)).context("the reverse")?;
 
-    let steady = Steady::start(scene.connections(3)?, Duration::from_millis(1));
+    let steady = Steady::start(scene.connections(3)?, Duration::from_millis(1))?;
     scene.lab.node_mut("n1").stop_agent()?;
     let n1 = scene.lab.node("n1");
     let refused = n1.cleanup();
@@ -50,7 +50,7 @@ fn a_rollback_killed_at_any_moment_is_gone_on_with() -> Result<()> {
     scene.lab.node_mut("n1").start_takeover()?;
     scene.lab.node("n1").wait_ready()?;
     scene.lab.node_mut("n1").stop_agent()?;
-    let steady = Steady::start(scene.connections(2)?, Duration::from_millis(1));
+    let steady = Steady::start(scene.connections(2)?, Duration::from_millis(1))?;
     let record = scene.lab.node("n1").state_dir().join("takeover.json");
     let mut kills = 0;
     // Each try is killed a little later than the one before, until one came to its end.

@@ -28,7 +28,7 @@ fn survives(mode: Mode) -> Result<()> {
     let every = Duration::from_millis(1);
     let floods: Vec<(String, Flood)> =
         scene.ways().into_iter().map(|(name, from, to)| Ok((name, Flood::start(from, to, every)?))).collect::<Result<_>>()?;
-    let steady = Steady::start(connections, every);
+    let steady = Steady::start(connections, every)?;
 
     scene.lab.node_mut("n1").start_takeover()?;
     let n1 = scene.lab.node("n1");
@@ -66,7 +66,7 @@ fn every_connection_survives_with_kube_proxy_in_nftables_mode() -> Result<()> {
 fn rules_of_legacy_iptables_are_told_until_they_are_removed() -> Result<()> {
     let mut scene = scene(Mode::LegacyIptables)?;
     let connections = scene.connections(2)?;
-    let steady = Steady::start(connections, Duration::from_millis(1));
+    let steady = Steady::start(connections, Duration::from_millis(1))?;
     scene.lab.node_mut("n1").start_takeover()?;
     let n1 = scene.lab.node("n1");
     n1.wait_ready()?;
@@ -91,7 +91,7 @@ fn rules_of_legacy_iptables_are_told_until_they_are_removed() -> Result<()> {
 #[test]
 fn an_agent_killed_at_any_moment_of_a_takeover_is_gone_on_with() -> Result<()> {
     let mut scene = scene(Mode::Iptables)?;
-    let steady = Steady::start(scene.connections(2)?, Duration::from_millis(1));
+    let steady = Steady::start(scene.connections(2)?, Duration::from_millis(1))?;
     let record = scene.lab.node("n1").state_dir().join("takeover.json");
     let done = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains("\"stage\":\"done\""));
     // Each try is killed a little later than the one before, until one was let to its end.
