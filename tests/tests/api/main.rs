@@ -11,6 +11,7 @@ mod bad_objects;
 mod following;
 mod forgetting;
 mod full_maps;
+mod moving;
 mod outages;
 mod recordings;
 mod refusals;
