@@ -23,13 +23,16 @@ mod bpf;
 mod connections;
 mod control;
 mod control_files;
+mod established;
 mod figure;
 mod first_packet;
+mod flows;
 mod hammer;
 mod http;
 mod large;
 mod latency;
 mod machine;
+mod many;
 mod node_port;
 mod packets;
 mod pin;
@@ -183,6 +186,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Services, "connections", How::Alone(connections::measure)),
     Measurement::new(Group::Services, "nodeport", How::Alone(node_port::measure)),
     Measurement::new(Group::Services, "firstpacket", How::Alone(first_packet::measure)),
+    Measurement::new(Group::Services, "established", How::Alone(established::measure)),
     Measurement::new(Group::Services, "translation", How::Alone(translation::measure)),
     Measurement::new(Group::Programs, "programs", How::Alone(programs::measure)),
     Measurement::new(Group::Control, "control-api", How::Alone(control::measure)),
@@ -190,6 +194,8 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Control, "restart", How::Alone(restart::measure)),
     Measurement::new(Group::Control, "takeover", How::Alone(takeover::measure)),
     Measurement::new(Group::Scale, "scale", How::Alone(scale::measure)),
+    Measurement::new(Group::Scale, "flows", How::Alone(flows::measure)),
+    Measurement::new(Group::Scale, "many", How::Alone(many::measure)),
 ];
 
 /// The measurements that some words ask for.

@@ -51,6 +51,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// The address of a Service.
+    #[must_use]
+    pub fn virtual_ip(service: u32) -> Ipv4Addr {
+        Ipv4Addr::from(0x0a60_0001 + service)
+    }
+
     /// The file of a Service.
     #[must_use]
     pub fn file_of(dir: &Path, service: u32) -> PathBuf {
@@ -68,7 +74,7 @@ impl Cluster {
              8080\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: service-{service}-a\n  namespace: \
              default\n  labels:\n    kubernetes.io/service-name: service-{service}\naddressType: IPv4\nports:\n- name: http\n  port: 8080\n  \
              protocol: TCP\nendpoints:\n",
-            ip = virtual_ip(service),
+            ip = Self::virtual_ip(service),
         );
         for endpoint in 0..endpoints {
             let (address, node) = self.endpoint(service, endpoint);
@@ -80,11 +86,6 @@ impl Cluster {
         }
         text
     }
-}
-
-/// The address of a Service.
-fn virtual_ip(service: u32) -> Ipv4Addr {
-    Ipv4Addr::from(0x0a60_0001 + service)
 }
 
 /// The first address of a node's pod range.

@@ -60,6 +60,14 @@ pub(crate) fn program_of_link(pin: &Path) -> Result<u32> {
     Ok(info[2])
 }
 
+/// Bits of a packet that chance chooses.
+pub(crate) struct Variation {
+    /// Where its four bytes begin.
+    pub(crate) at: usize,
+    /// Which bits of them. Those at the same place of two variations are the same.
+    pub(crate) bits: [u8; 4],
+}
+
 /// A loaded program.
 pub(crate) struct Program(OwnedFd);
 
@@ -87,22 +95,39 @@ impl Program {
         Self::load(TYPE_XDP, &[instruction(MOV_NUMBER, 0, 0, 0, XDP_PASS), instruction(EXIT, 0, 0, 0, 0)])
     }
 
-    /// A TC program that makes a packet `frame` again where a translation of it differs, then goes on to a program of an array.
-    pub(crate) fn restoring(frame: &[u8], programs: &ProgramArray, index: u32) -> Result<Self> {
+    /// A TC program that makes a TCP packet `frame` again where a translation of it differs, then goes on to a program of an array. Bits of a
+    /// [`Variation`] are other ones in each run.
+    pub(crate) fn restoring(frame: &[u8], variations: &[Variation], programs: &ProgramArray, index: u32) -> Result<Self> {
         let word = |at: usize| frame.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-        let mut code = vec![
-            instruction(MOV, 6, 1, 0, 0),
-            // struct __sk_buff: data and data_end.
-            instruction(LOAD_WORD, 2, 1, 76, 0),
-            instruction(LOAD_WORD, 3, 1, 80, 0),
-            instruction(MOV, 4, 2, 0, 0),
-            instruction(ADD_NUMBER, 4, 0, 0, 54),
-            instruction(JUMP_IF_GREATER, 4, 3, 10, 0),
-        ];
+        let tcp = 14 + 4 * usize::from(frame.get(14).context("the frame is too short")? & 0xf);
+        let mut changes = Vec::new();
         // TTL, protocol and checksum; both addresses; both ports; the TCP checksum with the window in front of it.
-        for at in [22, 26, 30, 34, 48] {
-            code.push(instruction(STORE_WORD, 2, 0, at as i16, word(at).context("the frame is too short")?));
+        for at in [22, 26, 30, tcp, tcp + 14] {
+            changes.push(instruction(STORE_WORD, 2, 0, at as i16, word(at).context("the frame is too short")?));
         }
+        for Variation { at, bits } in variations {
+            let bits = i32::from_ne_bytes(*bits);
+            changes.extend([
+                instruction(MOV, 4, 7, 0, 0),
+                instruction(AND_NUMBER, 4, 0, 0, bits),
+                instruction(OR_NUMBER, 4, 0, 0, word(*at).context("the frame is too short")? & !bits),
+                instruction(STORE_REGISTER, 2, 4, *at as i16, 0),
+            ]);
+        }
+        let mut code = vec![instruction(MOV, 6, 1, 0, 0)];
+        if !variations.is_empty() {
+            code.extend([instruction(CALL, 0, 0, 0, RANDOM), instruction(MOV, 7, 0, 0, 0)]);
+        }
+        let skipped = changes.len() + 5;
+        code.extend([
+            // struct __sk_buff: data and data_end.
+            instruction(LOAD_WORD, 2, 6, 76, 0),
+            instruction(LOAD_WORD, 3, 6, 80, 0),
+            instruction(MOV, 4, 2, 0, 0),
+            instruction(ADD_NUMBER, 4, 0, 0, (tcp + 20) as i32),
+            instruction(JUMP_IF_GREATER, 4, 3, skipped as i16, 0),
+        ]);
+        code.extend(changes);
         code.extend([
             instruction(MOV, 1, 6, 0, 0),
             instruction(LOAD_MAP, 2, PSEUDO_MAP_FD, 0, programs.0.as_raw_fd()),
@@ -154,7 +179,7 @@ impl Program {
     }
 }
 
-/// Programs to go on to (`BPF_MAP_TYPE_PROG_ARRAY`).
+/// Programs to go on to (`BPF_MAP_TYPE_PROG_ARRAY`). The kernel empties it when its descriptor is closed: keep it while any that goes on by it runs.
 pub(crate) struct ProgramArray(OwnedFd);
 
 impl ProgramArray {
@@ -183,12 +208,16 @@ const LOAD_WORD: u8 = 0x61;
 const STORE_WORD: u8 = 0x62;
 const LOAD_MAP: u8 = 0x18;
 const PSEUDO_MAP_FD: u8 = 1;
+const STORE_REGISTER: u8 = 0x63;
 const ADD_NUMBER: u8 = 0x07;
+const AND_NUMBER: u8 = 0x54;
+const OR_NUMBER: u8 = 0x44;
 const MOV: u8 = 0xbf;
 const MOV_NUMBER: u8 = 0xb7;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
+const RANDOM: i32 = 7;
 const TAIL_CALL: i32 = 12;
 
 /// `struct bpf_insn`.

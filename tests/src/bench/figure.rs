@@ -33,6 +33,14 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The mean of the middle half: some of many short runs are interrupted, and the clock may be a coarse one.
+pub(crate) fn middle_mean(values: &[f64]) -> f64 {
+    let sorted = sorted(values);
+    let quarter = sorted.len() / 4;
+    let middle = &sorted[quarter..sorted.len() - quarter];
+    middle.iter().sum::<f64>() / middle.len() as f64
+}
+
 /// The value that a share of all values doesn't exceed (the nearest rank); not a number if there are none.
 pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
     let sorted = sorted(values);
@@ -67,6 +75,8 @@ mod tests {
         assert_eq!((figure.median, figure.min, figure.max), (2.0, 1.0, 3.0));
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert!(median(&[]).is_nan());
+        assert_eq!(middle_mean(&[9000.0, 2.0, 4.0, -100.0]), 3.0);
+        assert!(middle_mean(&[]).is_nan());
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
         assert_eq!((percentile(&hundred, 0.5), percentile(&hundred, 0.99), percentile(&[7.0], 0.99)), (50.0, 99.0, 7.0));
         assert!(percentile(&[], 0.5).is_nan());

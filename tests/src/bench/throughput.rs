@@ -1,5 +1,7 @@
 //! TCP streams, both ends on one CPU.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 
 use super::{
@@ -12,8 +14,9 @@ use super::{
 use crate::traffic::iperf::IperfServer;
 
 pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
-    let one =
-        |contenders: &[Contender<'_>]| Samples::take(options.many_rounds(), contenders, |contender| gigabits(contender, "1"));
+    let one = |contenders: &[Contender<'_>]| {
+        Samples::take(options.many_rounds(), contenders, |it| gigabits(it, it.server_address, "1"))
+    };
     let same = one(&arena.same_node())?;
     publish(&same, report, "one stream, same node");
     same.row(report, "same node, throughput over veth", "shunt", "veth", Goal::AtLeast(0.95), "Gbit/s");
@@ -30,7 +33,7 @@ pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> 
 /// Eight streams at once.
 pub(super) fn measure_eight(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
     for (place, contenders) in [("same node", arena.same_node()), ("cross node", arena.cross_node())] {
-        let samples = Samples::take(options.rounds(), &contenders, |contender| gigabits(contender, "8"))?;
+        let samples = Samples::take(options.rounds(), &contenders, |it| gigabits(it, it.server_address, "8"))?;
         publish(&samples, report, &format!("eight streams, {place}"));
         let name = format!("{place}, eight streams over flannel's way");
         samples.row(report, &name, "shunt", "flannel", Goal::AtLeast(1.0), "Gbit/s");
@@ -42,12 +45,13 @@ fn publish(samples: &Samples, report: &mut Report, what: &str) {
     samples.publish(report, &format!("TCP, {what}"), "Gbit/s", Better::More, Some("MB"));
 }
 
-fn gigabits(contender: &Contender<'_>, streams: &str) -> Result<Sample> {
+/// Some streams to the contender's server, by an address that leads to it.
+pub(super) fn gigabits(contender: &Contender<'_>, to: Ipv4Addr, streams: &str) -> Result<Sample> {
     const SECONDS: u32 = 1;
     let server = IperfServer::start(contender.server, contender.server_address)?;
     let pinned = format!("{0},{0}", pin::cpu());
     let options = ["-A", &pinned, "-P", streams];
-    let measured = server.measure(contender.client, contender.server_address, SECONDS, &options)?;
+    let measured = server.measure(contender.client, to, SECONDS, &options)?;
     let work = measured.bits_per_second * f64::from(SECONDS) / 8e6;
     Ok(Sample { values: [measured.bits_per_second / 1e9], work })
 }

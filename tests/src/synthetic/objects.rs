@@ -35,7 +35,7 @@ impl Cluster {
     pub fn objects(&self, service: u32, endpoints: u32) -> [Value; 2] {
         let name = format!("service-{service}");
         let uid = format!("11111111-0000-4000-8000-{service:012x}");
-        let ip = super::virtual_ip(service);
+        let ip = Cluster::virtual_ip(service);
         let object = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {

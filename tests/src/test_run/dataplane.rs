@@ -264,6 +264,19 @@ impl Dataplane {
         map.iter().collect::<Result<_, _>>().expect("a readable table")
     }
 
+    /// Tracks flows behind the programs' backs.
+    pub fn track(&mut self, entries: impl IntoIterator<Item = (CtKey<V4>, CtEntry<V4>)>) {
+        let mut map: HashMap<_, CtKey<V4>, CtEntry<V4>> = self.map("CONNTRACK");
+        for (key, entry) in entries {
+            map.insert(key, entry, 0).expect("room in CONNTRACK");
+        }
+    }
+
+    /// How often something was counted since the programs were loaded.
+    pub fn counted(&self, counter: Counter) -> u64 {
+        self.counters()[counter.name()]
+    }
+
     /// Takes every tracked flow away behind the programs' backs.
     pub fn lose_flows(&mut self) {
         let keys: Vec<_> = self.flows().into_iter().map(|(key, _)| key).collect();

@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::{command, netns::Netns};
 
+/// Where a server listens.
+pub const PORT: u16 = 5201;
+
 /// A server that serves one client after the other until dropped.
 #[derive(Debug)]
 pub struct IperfServer {
@@ -38,7 +41,7 @@ impl IperfServer {
         command.args(["-s", "-B", &address.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("cannot start iperf3")?;
         for _ in 0..200 {
-            if netns.run("ss", "-Hltn sport = :5201").is_ok_and(|listening| !listening.is_empty()) {
+            if netns.run("ss", &format!("-Hltn sport = :{PORT}")).is_ok_and(|listening| !listening.is_empty()) {
                 return Ok(Self { child, address });
             }
             thread::sleep(Duration::from_millis(10));

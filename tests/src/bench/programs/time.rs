@@ -5,7 +5,7 @@
 //! system call and the packet's making are not in it; what the clock itself costs is in the empty program's time too. The price: a system call
 //! lies between two runs, so that caches and branch predictors are cooler than in a stream of packets and figures are higher than there (the row
 //! `translation` is of such a stream). Not shown either: what the kernel does with the packet afterwards, and headroom that it lacks (a test's
-//! packet has enough). A round's figure is the mean of the middle half of its runs: some are interrupted, and the clock may be a coarse one.
+//! packet has enough). A round's figure is the mean of the middle half of its runs.
 
 use std::{collections::BTreeSet, fs, process::Command, thread};
 
@@ -15,7 +15,11 @@ use shunt::kernel::skb::SkbAccess;
 use shunt_common::{config::NodeConfig, event::program};
 
 use super::{
-    super::{bpf::Program, figure::median, pin},
+    super::{
+        bpf::Program,
+        figure::{median, middle_mean},
+        pin,
+    },
     paths::{self, Path},
 };
 use crate::{
@@ -87,12 +91,9 @@ pub(super) fn measure(rounds: usize, runs: u16) -> Result<Vec<Time>> {
 fn batch(program: &Program, path: &Path, ingress: u32, runs: u16) -> Result<f64> {
     let run = |number| {
         let frame = (path.packet)(number).bytes();
-        if is_xdp(path) { program.run_xdp(&frame, 1) } else { program.run(&frame, ingress, 1) }
+        if is_xdp(path) { program.run_xdp(&frame, 1) } else { program.run(&frame, ingress, 1) }.map(f64::from)
     };
-    let mut times: Vec<u32> = (0..runs).map(run).collect::<Result<_>>()?;
-    times.sort_unstable();
-    let middle = &times[times.len() / 4..times.len() - times.len() / 4];
-    Ok(middle.iter().copied().map(f64::from).sum::<f64>() / middle.len() as f64)
+    Ok(middle_mean(&(0..runs).map(run).collect::<Result<Vec<_>>>()?))
 }
 
 fn is_xdp(path: &Path) -> bool {
