@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::time::{ClockId, clock_gettime};
 use shunt_common::{
     event::{Event, program},
     maps,
@@ -45,10 +46,10 @@ pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>, instruments: Ar
             let flows = Table::open(&maps::CONNTRACK, &path)?;
             let now =
                 sweeper::now().map_err(|source| TableError::Io { name: maps::CONNTRACK.name, action: "be timed", source })?;
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), worked());
             let round = sweeper.round(&flows, now)?;
             instruments.swept(start.elapsed(), round.removed, sweeper.entries(), flows.capacity());
-            let pause = sweeper.pause(round, flows.capacity());
+            let pause = sweeper.pause(round, worked().saturating_sub(before), flows.capacity());
             let refused = Counts::open(&maps::DROPS, &drops)?.get(DropReason::ConntrackFull as u32)?;
             Ok::<_, TableError>((sweeper, round, pause, flows.capacity(), refused))
         };
@@ -75,6 +76,11 @@ pub(super) async fn sweep(dir: PinDir, state: Arc<Mutex<State>>, instruments: Ar
         state.lock().await.note(Subject::Sweeper, &outcome);
         tokio::time::sleep(pause).await;
     }
+}
+
+/// CPU time of the calling thread.
+fn worked() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Hands drop events on for as long as the agent runs.

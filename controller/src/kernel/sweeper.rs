@@ -19,10 +19,16 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Between rounds while the table is nearly full, or a round did not come to its end.
 const PAUSE_PRESSED: Duration = Duration::from_secs(1);
 
+/// How many times as long as a round worked is rested after it, unless that is shorter than the pauses above: 1.5 % of a core.
+const REST: u32 = 66;
+
+/// Of so many entries one must go for a round to have paid: while the table is nearly full, the next is not put off.
+const PAYS: u64 = 64;
+
 /// Entries whose other half may be looked up in one round, about 1 us each: this bounds what a round costs.
 const LOOKUPS: usize = 32_768;
 
-/// No flow of any protocol in any state is forgotten sooner: an entry younger than this needs no second look.
+/// No flow of any protocol in any state is forgotten sooner.
 const SHORTEST: u32 = if timeout::ICMP < timeout::CLOSED { timeout::ICMP } else { timeout::CLOSED };
 
 /// Percentage of the table above which rounds come faster.
@@ -36,11 +42,15 @@ pub struct Sweeper {
     cursor: Cursor,
     seen: u64,
     entries: u64,
+    /// Whether all of the table was walked with [`Care::Thorough`].
+    is_sound: bool,
 }
 
 /// What a round did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
+    /// Entries looked at.
+    pub seen: u64,
     /// Entries removed.
     pub removed: u64,
     /// Whether it came to the table's end.
@@ -56,8 +66,22 @@ enum Look {
     AskPeer,
 }
 
-fn look(entry: &CtEntry<V4>, now: u32) -> Look {
-    if age(now, entry.last_seen) <= SHORTEST { Look::Alive } else { Look::AskPeer }
+/// How closely to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Care {
+    /// At every silent entry together with its other half, which an agent that was killed amid a removal may have removed.
+    Thorough,
+    /// At an entry that is silent for longer than its own state allows. If its flow may go sooner for what its other half has seen, that
+    /// half, which is met too, says so: which spares a look-up for nearly every flow that is only silent.
+    Usual,
+}
+
+fn look(entry: &CtEntry<V4>, proto: u8, now: u32, care: Care) -> Look {
+    let limit = match care {
+        Care::Thorough => SHORTEST,
+        Care::Usual => timeout::of(proto, entry.seen, entry.seen),
+    };
+    if age(now, entry.last_seen) <= limit { Look::Alive } else { Look::AskPeer }
 }
 
 /// The two keys of a flow in the order of their removal: the reply goes first, so that a packet in between meets a whole flow or
@@ -77,10 +101,11 @@ impl Sweeper {
         let mut removed = 0;
         let mut failure = None;
         let mut seen = 0;
+        let care = if self.is_sound { Care::Usual } else { Care::Thorough };
         let complete = flows.walk(&mut self.cursor, |keys, entries| {
             seen += keys.len() as u64;
             for (key, entry) in keys.iter().zip(entries) {
-                if look(entry, now) == Look::Alive {
+                if look(entry, key.proto as u8, now, care) == Look::Alive {
                     continue;
                 }
                 lookups += 1;
@@ -97,15 +122,20 @@ impl Sweeper {
         self.seen += seen;
         if complete {
             self.entries = std::mem::take(&mut self.seen).saturating_sub(removed);
+            self.is_sound = true;
         }
-        failure.map_or(Ok(Round { removed, complete }), Err)
+        failure.map_or(Ok(Round { seen, removed, complete }), Err)
     }
 
-    /// How long to wait after a round.
+    /// How long to wait after a round that had the CPU for so long.
     #[must_use]
-    pub fn pause(&self, round: Round, capacity: u32) -> Duration {
+    pub fn pause(&self, round: Round, worked: Duration, capacity: u32) -> Duration {
         let pressed = self.entries * 100 > u64::from(capacity) * PRESSED_PERCENT;
-        if pressed || !round.complete { PAUSE_PRESSED } else { PAUSE }
+        if pressed && round.removed * PAYS >= round.seen.max(1) {
+            return PAUSE_PRESSED;
+        }
+        let pause = if pressed || !round.complete { PAUSE_PRESSED } else { PAUSE };
+        pause.max(worked * REST)
     }
 
     /// Entries that were left when the table's end was last reached.
@@ -164,11 +194,41 @@ mod tests {
     }
 
     #[test]
-    fn a_young_entry_is_alive_and_an_older_one_asks_its_peer() {
+    fn an_entry_is_alive_for_as_long_as_its_own_state_allows() {
         let [(_, entry), _] = flow();
-        assert_eq!(look(&entry, 1000 + SHORTEST), Look::Alive);
-        assert_eq!(look(&entry, 1001 + SHORTEST), Look::AskPeer);
-        assert_eq!(look(&entry, 999), Look::Alive, "a clock that is behind");
+        let look = |entry: &CtEntry<V4>, proto, now, care| look(entry, proto, now, care) == Look::AskPeer;
+        assert!(!look(&entry, proto::UDP, 1000 + timeout::UDP, Care::Usual));
+        assert!(look(&entry, proto::UDP, 1001 + timeout::UDP, Care::Usual));
+        assert!(!look(&entry, proto::UDP, 1000 + SHORTEST, Care::Thorough));
+        assert!(look(&entry, proto::UDP, 1001 + SHORTEST, Care::Thorough));
+        assert!(!look(&entry, proto::UDP, 999, Care::Thorough), "a clock that is behind");
+    }
+
+    #[test]
+    fn a_flow_that_may_go_is_noticed_by_one_of_its_halves() {
+        use timeout::{CLOSE_WAIT, CLOSED, ESTABLISHED, ICMP, OTHER, SYN_SENT, UDP};
+        let [(_, original), (_, reply)] = flow();
+        let limits = [0, CLOSED, CLOSE_WAIT, ESTABLISHED, ICMP, OTHER, SYN_SENT, UDP];
+        let ages = limits.into_iter().flat_map(|limit| [limit, limit + 1]);
+        let states: Vec<(u8, u32)> = ages.flat_map(|age| (0..8).map(move |seen| (seen, age))).collect();
+        let now = 1_000_000;
+        let (mut gone, mut asked) = (0, 0);
+        for proto in [proto::TCP, proto::UDP, proto::ICMP, proto::SCTP] {
+            let notices = |half: &CtEntry<V4>| look(half, proto, now, Care::Usual) == Look::AskPeer;
+            for &(seen, age) in &states {
+                let one = CtEntry { seen, last_seen: now - age, ..original };
+                for &(seen, age) in &states {
+                    let other = CtEntry { seen, last_seen: now - age, ..reply };
+                    let is_noticed = notices(&one) || notices(&other);
+                    asked += u32::from(is_noticed);
+                    if one.is_expired(Some(&other), proto, now) {
+                        gone += 1;
+                        assert!(is_noticed, "{one:?} {other:?}");
+                    }
+                }
+            }
+        }
+        assert!(gone > 0 && asked > gone);
     }
 
     #[test]
@@ -179,11 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn rounds_come_faster_under_pressure() {
+    fn rounds_come_faster_under_pressure_and_slower_after_much_work_in_vain() {
         let sweeper = |entries| Sweeper { entries, ..Sweeper::default() };
-        let complete = Round { removed: 0, complete: true };
-        assert_eq!(sweeper(75).pause(complete, 100), PAUSE);
-        assert_eq!(sweeper(76).pause(complete, 100), PAUSE_PRESSED);
-        assert_eq!(sweeper(0).pause(Round { complete: false, ..complete }, 100), PAUSE_PRESSED);
+        let in_vain = Round { seen: 100, removed: 0, complete: true };
+        let none = Duration::ZERO;
+        assert_eq!(sweeper(75).pause(in_vain, none, 100), PAUSE);
+        assert_eq!(sweeper(76).pause(in_vain, none, 100), PAUSE_PRESSED);
+        assert_eq!(sweeper(0).pause(Round { complete: false, ..in_vain }, none, 100), PAUSE_PRESSED);
+        let much = Duration::from_millis(300);
+        let rest = much * REST;
+        assert!(much.as_secs_f64() / (much + rest).as_secs_f64() < 0.02);
+        assert_eq!([75, 76].map(|entries| sweeper(entries).pause(in_vain, much, 100)), [rest; 2]);
+        let paid = Round { removed: 2, ..in_vain };
+        assert_eq!([75, 76].map(|entries| sweeper(entries).pause(paid, much, 100)), [rest, PAUSE_PRESSED]);
     }
 }
