@@ -2,14 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::{
     Options,
-    figure::Figure,
+    figure::{Figure, shown},
     hammer::{self, Greeter},
     proxied::Proxied,
     report::{Curve, Goal, Report},
+    rival::MODES,
     scene::Scene,
 };
 use crate::{
@@ -43,8 +44,9 @@ struct Lines {
     p50: Points,
     p99: Points,
     effect: Points,
-    rival_cold: Points,
-    rival_effect: Points,
+    /// kube-proxy's modes.
+    rival_cold: [Points; 2],
+    rival_effect: [Points; 2],
 }
 
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
@@ -59,7 +61,9 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         let theirs = if options.quick && is_largest { None } else { Some(rivals(options, cluster, &mut lines)?) };
         if let Some(ours) = ours.filter(|_| is_largest) {
             let goal = Goal::AtMost(10.0);
-            let their = theirs.map_or(String::new(), |theirs| format!("; kube-proxy's iptables mode {:.0} ms", theirs.median));
+            let their = theirs.map_or(String::new(), |[iptables, nftables]| {
+                format!("; iptables {} ms, nftables {} ms", shown(iptables.median), shown(nftables.median))
+            });
             let detail =
                 format!("from the write to the server until every new connection of a client goes to the new backend{their}");
             report.row("30,000 Services, 270,000 endpoints: change to effect", goal, " ms", ours, detail);
@@ -70,9 +74,13 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         report.curve(Curve { title: title.to_owned(), size: "Services", unit, lines });
     };
     let Lines { cold, cpu, resident, p50, p99, effect, rival_cold, rival_effect } = lines;
-    curve("From a change to its effect for a client", "ms", vec![("shunt", effect), ("iptables", rival_effect)]);
+    let beside = |own: Vec<(&'static str, Points)>, rivals: [Points; 2]| {
+        let rivals = MODES.into_iter().zip(rivals).map(|((name, _), points)| (name, points));
+        own.into_iter().chain(rivals).collect()
+    };
+    curve("From a change to its effect for a client", "ms", beside(vec![("shunt", effect)], rival_effect));
     curve("API event to map written", "ms", vec![("shunt, p50", p50), ("shunt, p99", p99)]);
-    curve("Start until all is in force", "s", vec![("shunt", cold), ("shunt, CPU", cpu), ("iptables", rival_cold)]);
+    curve("Start until all is in force", "s", beside(vec![("shunt", cold), ("shunt, CPU", cpu)], rival_cold));
     curve("Memory of the agent", "MiB", vec![("shunt", resident)]);
     Ok(())
 }
@@ -97,14 +105,18 @@ fn ours(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<Figure
     Ok(Figure::of(&effects))
 }
 
-/// The rival's, likewise.
-fn rivals(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<Figure> {
+/// Likewise of the rules that kube-proxy writes, in both modes.
+fn rivals(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<[Figure; 2]> {
     let size = f64::from(cluster.services);
-    let proxied = Proxied::new(&cluster)?;
-    lines.rival_cold.push((size, Figure::of(&[proxied.start()?])));
-    let effects = Figure::of(&proxied.effects(if options.quick { 3 } else { 5 })?);
-    lines.rival_effect.push((size, effects));
-    Ok(effects)
+    let mut figures = Vec::new();
+    for ((_, mode), (cold, effect)) in MODES.into_iter().zip(lines.rival_cold.iter_mut().zip(&mut lines.rival_effect)) {
+        let proxied = Proxied::new(&cluster, mode)?;
+        cold.push((size, Figure::of(&[proxied.start()?])));
+        let effects = Figure::of(&proxied.effects(if options.quick { 3 } else { 5 })?);
+        effect.push((size, effects));
+        figures.push(effects);
+    }
+    figures.try_into().map_err(|_| anyhow!("a mode is missing"))
 }
 
 /// Milliseconds from a change of a Service's one endpoint until a client that hammers it sees nothing else, once per change.

@@ -78,19 +78,26 @@ impl Proxy {
         iptables::document(self.node_ip, &self.ports, |_| true)
     }
 
-    /// What the iptables mode writes when only the Service `namespace/name` has changed: the rules that catch packets for all of them, but
-    /// the chains behind those for this one alone (its partial sync, KEP-3453).
-    #[must_use]
-    pub fn iptables_change(&self, service: &str) -> String {
-        let is_of =
-            |port: &ServicePort| port.name.strip_prefix(service).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
-        iptables::document(self.node_ip, &self.ports, is_of)
-    }
-
     /// All of the nftables mode's table for `nft -f`, which replaces it in one transaction.
     #[must_use]
     pub fn nftables(&self) -> String {
         nftables::document(self.node_ip, &self.ports)
+    }
+
+    /// What a mode writes when of the Service `namespace/name` other endpoints serve than before. In the iptables mode that is the rules that
+    /// catch packets for all Services, but the chains behind those for this one alone (its partial sync, KEP-3453); in the nftables mode
+    /// only the latter.
+    #[must_use]
+    pub fn change(&self, mode: Mode, service: &str) -> String {
+        let is_of =
+            |port: &ServicePort| port.name.strip_prefix(service).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+        match mode {
+            Mode::Iptables | Mode::LegacyIptables => iptables::document(self.node_ip, &self.ports, is_of),
+            Mode::Nftables => {
+                let ports: Vec<_> = self.ports.iter().filter(|port| is_of(port)).collect();
+                nftables::change(self.node_ip, &ports)
+            }
+        }
     }
 
     /// Puts all rules in force in a node's namespace, where there are none yet.
@@ -99,10 +106,10 @@ impl Proxy {
     /// They are refused.
     pub fn start(&self, netns: &Netns, mode: Mode) -> Result<()> {
         if mode == Mode::Nftables {
-            return feed(netns, "nft", &["-f", "-"], &self.nftables());
+            return write(netns, mode, &self.nftables());
         }
-        restore(netns, mode.restore(), iptables::JUMPS)?;
-        restore(netns, mode.restore(), &self.iptables())
+        write(netns, mode, iptables::JUMPS)?;
+        write(netns, mode, &self.iptables())
     }
 
     /// The same rules in less time than kube-proxy takes: chains that are added to what there is are looked for one by one, minutes for a
@@ -118,6 +125,14 @@ impl Proxy {
         restore(netns, program, iptables::JUMPS)?;
         let saved = command::run(&mut netns.command(program.replace("restore", "save")))?;
         feed(netns, program, &["-w"], &iptables::merged(&saved, &self.iptables()))
+    }
+}
+
+/// Gives rules of a mode to the program that kube-proxy gives them to.
+pub(crate) fn write(netns: &Netns, mode: Mode, rules: &str) -> Result<()> {
+    match mode {
+        Mode::Iptables | Mode::LegacyIptables => restore(netns, mode.restore(), rules),
+        Mode::Nftables => feed(netns, "nft", &["-f", "-"], rules),
     }
 }
 

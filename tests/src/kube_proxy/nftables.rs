@@ -81,6 +81,8 @@ struct Document {
     unserved_node_ports: Vec<String>,
     affinity: String,
     chains: String,
+    /// Of these chains.
+    names: Vec<String>,
 }
 
 /// All of the table, in place of what there is of it.
@@ -101,6 +103,7 @@ pub(super) fn document(node_ip: Ipv4Addr, ports: &[ServicePort]) -> String {
         unserved_node_ports,
         affinity,
         chains,
+        ..
     } = document;
     let sets = [
         ("set cluster-ips", "ipv4_addr", cluster_ips),
@@ -131,6 +134,17 @@ pub(super) fn document(node_ip: Ipv4Addr, ports: &[ServicePort]) -> String {
          chain cluster-ips-check {{\n ip daddr @cluster-ips reject\n ip daddr {SERVICES} drop\n}}\n\
          {chains}}}\n"
     )
+}
+
+/// What replaces the chains of some ports in the table that is there: one transaction. Their frontends and affinity stay as they are.
+pub(super) fn change(node_ip: Ipv4Addr, ports: &[&ServicePort]) -> String {
+    let mut document = Document::default();
+    ports.iter().for_each(|port| document.service(port, node_ip));
+    let Document { names, chains, .. } = document;
+    let emptied = names.iter().fold(String::new(), |text, name| {
+        text + &format!("add chain ip kube-proxy {name}\nflush chain ip kube-proxy {name}\n")
+    });
+    format!("{emptied}table ip kube-proxy {{\n{chains}}}\n")
 }
 
 /// A set or a map, which may be empty.
@@ -261,6 +275,7 @@ impl Document {
 
     fn chain(&mut self, name: &str, rules: fmt::Arguments<'_>) {
         let _ = write!(self.chains, "chain {name} {{\n{rules}}}\n");
+        self.names.push(name.to_owned());
     }
 }
 
