@@ -14,9 +14,13 @@ use shunt_common::{
 use super::conntrack::{self, Refused};
 use crate::{count::count, maps::node, packet::parse::Ip};
 
-/// How many source ports are tried before the flow is refused. With half of all ports towards one destination taken, one flow
-/// in 2^16 is refused.
+/// How many source ports are tried before the flow is refused. With half of all ports towards one destination taken by live flows,
+/// one flow in 2^16 is refused.
 const TRIES: u32 = 16;
+
+/// How many of them must be free. Those after may also be a flow's that is over and not forgotten yet: clients of short connections would
+/// else use up all ports towards one backend in the time that a closed flow is kept.
+const FREE_TRIES: u32 = TRIES / 2;
 
 /// Which source port a flow should leave with.
 #[repr(u32)]
@@ -134,10 +138,14 @@ pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
 }
 
 /// One try with a random port: 1 ends the loop.
-extern "C" fn try_port<F: Ip>(_: u32, context: *mut c_void) -> i64 {
+extern "C" fn try_port<F: Ip>(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `try_open` passes this and waits.
     let attempt = unsafe { &mut *context.cast::<Attempt<F>>() };
     attempt.key.dport = random_port();
+    if index >= FREE_TRIES {
+        let original = attempt.entry.translated(attempt.key.proto as u8).reversed();
+        conntrack::reclaim(&original, &attempt.key);
+    }
     attempt.reserve();
     (attempt.refused != DropReason::SnatPortsExhausted as u32) as i64
 }

@@ -386,6 +386,18 @@ fn source_ports_run_out_loudly_and_harm_nobody() {
 }
 
 #[test]
+fn source_ports_of_flows_that_are_over_serve_new_ones() {
+    let mut dataplane = Dataplane::new();
+    // Four times as many connections to one server as there are ports, none of them forgotten yet.
+    for client_port in 40_000..40_064 {
+        let outcome = dataplane.run(PROGRAM, &tcp(POD, client_port, OUTSIDE, 80, SYN).bytes());
+        assert_ne!(outcome.verdict, Drop, "port {client_port}: {:?}", outcome.counted);
+        dataplane.run(PROGRAM, &tcp(POD, client_port, OUTSIDE, 80, RST).bytes());
+    }
+    assert!(dataplane.flows().len() <= shunt_lab::test_run::dataplane::SNAT_PORTS.count() * 2, "a port is one flow's");
+}
+
+#[test]
 fn a_full_table_refuses_new_translated_flows_only() {
     let mut dataplane = Dataplane::new();
     dataplane.service(VIP, 80, proto::TCP, &[(OTHER_POD, 8080)]);
