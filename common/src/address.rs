@@ -24,6 +24,12 @@ pub mod route {
     pub const NATIVE: u32 = 3;
 }
 
+/// What else is known of where a prefix leads ([`Route::flags`]).
+pub mod route_flags {
+    /// The peer takes packets that come with their backend's name ([`Name`](crate::vxlan::Name)).
+    pub const TAKES_NAMES: u16 = 1;
+}
+
 abi! {
     /// Value of `ADDRESSES`, keyed by the exact address.
     pub struct Address {
@@ -47,8 +53,8 @@ abi! {
         pub underlay: Ip4,
         /// Inner destination MAC of a tunnel route: the peer's VTEP's.
         pub mac: Mac,
-        /// Zero.
-        pub reserved: u16,
+        /// Bits of [`route_flags`].
+        pub flags: u16,
     }
 }
 

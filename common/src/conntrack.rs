@@ -27,6 +27,9 @@ pub mod translates {
     pub const HERE: u8 = 1;
     /// The host's stack does, by a translation that it has known since before we came: its packets are left to it.
     pub const STACK: u8 = 2;
+    /// The backend's node does, and answers by itself: packets of the opener go there as they are, with the name of the backend that the
+    /// entry has. Those of the backend are not seen.
+    pub const THERE: u8 = 3;
 }
 
 /// What becomes of a packet of a flow that is not known, by index 0 of the map `TAKEOVER`.
@@ -47,6 +50,8 @@ pub mod seen {
     pub const FIN: u8 = 2;
     /// A TCP RST, and nothing since.
     pub const RST: u8 = 4;
+    /// A TCP segment that acknowledges, so that the other end has answered; of flows that are translated [`THERE`](super::translates::THERE).
+    pub const ACK: u8 = 8;
 }
 
 /// Where a packet goes once it is translated, as [`Hop::kind`] says it.
@@ -228,7 +233,29 @@ impl<F: Family> CtEntry<F> {
             }
             None => (0, self.last_seen),
         };
-        age(now, last) > timeout::of(proto, self.seen, peer_seen)
+        age(now, last) > self.timeout(peer_seen, proto)
+    }
+
+    /// Ticks of silence after which the flow of this entry is forgotten, from what was seen under its other entry.
+    #[must_use]
+    #[inline(always)]
+    pub const fn timeout(&self, peer_seen: u8, proto: u8) -> u32 {
+        if self.translates == translates::THERE {
+            timeout::of_one_way(proto, self.seen | peer_seen)
+        } else {
+            timeout::of(proto, self.seen, peer_seen)
+        }
+    }
+
+    /// Whether the TCP connection of this entry is over, from what was seen under its other entry.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_closed(&self, peer_seen: u8) -> bool {
+        if self.translates == translates::THERE {
+            (self.seen | peer_seen) & (seen::FIN | seen::RST) != 0
+        } else {
+            timeout::is_closed(self.seen, peer_seen)
+        }
     }
 }
 
@@ -276,5 +303,28 @@ mod tests {
         assert!(!reply.is_expired(Some(&original), proto::TCP, 1000 + timeout::ESTABLISHED));
         assert!(reply.is_expired(Some(&original), proto::TCP, 1001 + timeout::ESTABLISHED));
         assert!(!reply.is_expired(Some(&original), proto::TCP, 99), "a clock that is behind expires nothing");
+    }
+
+    #[test]
+    fn a_flow_whose_answers_go_another_way_lives_by_its_opener() {
+        let t = tuple([198, 51, 100, 7], [192, 0, 2, 1], 40_000, 30_080);
+        let to = tuple([198, 51, 100, 7], [10, 244, 2, 3], 40_000, 8080);
+        let [(_, mut original), (_, mut reply)] = CtEntry::pair(&t, &to, 7, 1, 100);
+        for entry in [&mut original, &mut reply] {
+            entry.translates = translates::THERE;
+        }
+        let ends = |original: &CtEntry<V4>, after: u32| {
+            assert!(!original.is_expired(Some(&reply), proto::TCP, 100 + after));
+            assert!(original.is_expired(Some(&reply), proto::TCP, 101 + after));
+            assert!(!reply.is_expired(Some(original), proto::TCP, 100 + after), "both halves end together");
+            assert!(reply.is_expired(Some(original), proto::TCP, 101 + after));
+        };
+        ends(&original, timeout::SYN_SENT);
+        original.seen |= seen::ACK;
+        ends(&original, timeout::ESTABLISHED);
+        assert!(!original.is_closed(0));
+        original.seen |= seen::FIN;
+        ends(&original, timeout::ONE_WAY_CLOSING);
+        assert!(original.is_closed(0), "its tuple may serve another");
     }
 }

@@ -28,6 +28,10 @@ pub mod flags {
     /// [`outside`](super::Service::outside) has backends of this node alone: a policy is Local. For people.
     pub const OUTSIDE_LOCAL: u32 = 1 << 8;
 
+    /// A backend on another node answers clients from the outside by itself, without the way back through this node: direct server
+    /// return, for nodes that know how to.
+    pub const DIRECT_RETURN: u32 = 1 << 9;
+
     /// Where the frontend's [`kind`](super::kind) stands, four bits; for people, no program asks.
     pub const KIND_SHIFT: u32 = 24;
 }

@@ -24,6 +24,10 @@ pub const UDP: u32 = 60;
 pub const ICMP: u32 = 5;
 /// Protocols whose states we don't follow (SCTP).
 pub const OTHER: u32 = 600;
+/// A TCP connection of which only the opener is seen, after its FIN: what is still said back and forth keeps it.
+pub const ONE_WAY_CLOSING: u32 = 120;
+/// UDP of which only the opener is seen, whose answers may be more than its questions: as nf_conntrack keeps a stream.
+pub const ONE_WAY_UDP: u32 = 120;
 
 /// Ticks of silence after which a flow is forgotten, from what was seen under either of its entries ([`seen`] bits).
 #[must_use]
@@ -44,6 +48,27 @@ pub const fn of(protocol: u8, one: u8, other: u8) -> u32 {
         proto::UDP => UDP,
         proto::ICMP => ICMP,
         _ => OTHER,
+    }
+}
+
+/// The same of a flow whose answers go another way, from what was seen of its opener alone. That it acknowledges shows that it was answered.
+#[must_use]
+#[inline(always)]
+pub const fn of_one_way(protocol: u8, opener: u8) -> u32 {
+    match protocol {
+        proto::TCP => {
+            if opener & seen::RST != 0 {
+                CLOSED
+            } else if opener & seen::FIN != 0 {
+                ONE_WAY_CLOSING
+            } else if opener & seen::ACK == 0 {
+                SYN_SENT
+            } else {
+                ESTABLISHED
+            }
+        }
+        proto::UDP => ONE_WAY_UDP,
+        other => of(other, opener, 0),
     }
 }
 
@@ -73,5 +98,20 @@ mod tests {
         }
         assert_eq!(of(proto::UDP, seen::ANY, 0), UDP);
         assert_eq!(of(proto::ICMP, seen::ANY, seen::ANY), ICMP);
+    }
+
+    #[test]
+    fn of_a_flow_that_is_seen_one_way_the_opener_tells() {
+        for (opener, expected) in [
+            (seen::ANY, SYN_SENT),
+            (seen::ANY | seen::ACK, ESTABLISHED),
+            (seen::ANY | seen::ACK | seen::FIN, ONE_WAY_CLOSING),
+            (seen::ANY | seen::ACK | seen::FIN | seen::RST, CLOSED),
+            (seen::ANY | seen::RST, CLOSED),
+        ] {
+            assert_eq!(of_one_way(proto::TCP, opener), expected, "{opener:#b}");
+        }
+        assert_eq!(of_one_way(proto::UDP, seen::ANY), ONE_WAY_UDP);
+        assert_eq!(of_one_way(proto::SCTP, seen::ANY), OTHER);
     }
 }

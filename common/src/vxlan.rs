@@ -32,6 +32,54 @@ pub const fn derived_mac(addr: Ip4) -> Mac {
     Mac { bytes: [0x72, 0x73, a, b, c, d] }
 }
 
+/// A backend, named beside a packet for it: direct server return.
+///
+/// The node that a client from the outside has asked sends the packet as it came, so that the backend's node knows the client and what it
+/// asked for; the backend that was chosen stands in the inner Ethernet header, whose addresses have no other meaning between our nodes.
+/// The destination is `72:74` and the backend's address, the source `72:74:00:00` and its port: nobody's VTEP, so that a node that doesn't know
+/// of names takes no such packet for one of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The backend's address.
+    pub addr: Ip4,
+    /// The backend's port.
+    pub port: Port,
+}
+
+/// What both addresses of a name begin with, as loaded.
+const NAME_PREFIX: u16 = 0x7274_u16.to_be();
+
+impl Name {
+    /// Where the inner Ethernet addresses begin, in bytes from the outer IPv4 header on.
+    pub const AT: u32 = OVERHEAD - 14;
+
+    /// The inner destination and source addresses as 32-bit words as stored.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 3] {
+        let [p0, p1] = NAME_PREFIX.to_ne_bytes();
+        let [a, b, c, d] = self.addr.be.to_ne_bytes();
+        let [q0, q1] = self.port.be.to_ne_bytes();
+        [u32::from_ne_bytes([p0, p1, a, b]), u32::from_ne_bytes([c, d, p0, p1]), u32::from_ne_bytes([0, 0, q0, q1])]
+    }
+
+    /// The name in inner destination and source addresses, as 16-bit words as loaded. `own` is the receiver's VTEP: what is sent to
+    /// that has no name, whoever sends it.
+    #[must_use]
+    #[inline(always)]
+    pub fn of(macs: [u16; 6], own: Mac) -> Option<Self> {
+        let [prefix, head, tail, sender, zero, port] = macs;
+        if prefix != NAME_PREFIX || sender != NAME_PREFIX || zero != 0 {
+            return None;
+        }
+        let ([p0, p1], [h0, h1], [t0, t1]) = (prefix.to_ne_bytes(), head.to_ne_bytes(), tail.to_ne_bytes());
+        if own.head() == u32::from_ne_bytes([p0, p1, h0, h1]) && own.tail() == tail {
+            return None;
+        }
+        Some(Self { addr: Ip4 { be: u32::from_ne_bytes([h0, h1, t0, t1]) }, port: Port { be: port } })
+    }
+}
+
 /// The ECN field of the inner header after it left the tunnel, `None` if the packet must be dropped.
 ///
 /// RFC 6040 section 4.2, figure 4; arguments and result are the two ECN bits (RFC 3168: 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE).
@@ -130,6 +178,23 @@ mod tests {
         assert_eq!(&bytes[20..28], &[0xc3, 0x50, 0x21, 0x18, 0, 114, 0, 0]);
         assert_eq!(&bytes[28..36], &[8, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(&bytes[36..], &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn a_name_is_read_as_it_was_written_and_is_nobodys_address() {
+        let name = Name { addr: Ip4::new(10, 244, 2, 3), port: Port::from_host(8080) };
+        let bytes: [u8; 12] = core::array::from_fn(|i| name.words()[i / 4].to_ne_bytes()[i % 4]);
+        assert_eq!(bytes, [0x72, 0x74, 10, 244, 2, 3, 0x72, 0x74, 0, 0, 0x1f, 0x90]);
+        let macs = |bytes: [u8; 12]| core::array::from_fn(|i| u16::from_ne_bytes([bytes[2 * i], bytes[2 * i + 1]]));
+        let own = derived_mac(Ip4::new(192, 0, 2, 2));
+        assert_eq!(Name::of(macs(bytes), own), Some(name));
+        for (at, byte) in [(0, 0x02), (1, 0x73), (6, 0x02), (7, 0x73), (8, 1), (9, 1)] {
+            let mut other = bytes;
+            other[at] = byte;
+            assert_eq!(Name::of(macs(other), own), None, "{other:x?}");
+        }
+        let [ours @ .., _, _, _, _, _, _] = bytes;
+        assert_eq!(Name::of(macs(bytes), Mac { bytes: ours }), None, "it is for the tunnel's end itself");
     }
 
     #[test]

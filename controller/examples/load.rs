@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use shunt::{
     cluster::{Origin, Source},
     compile::{Compiler, NodeView},
-    config::{LoadBalancer, NodePortAddresses, SourceOptions},
+    config::{LoadBalancer, NodePortAddresses, NodePortMode, SourceOptions},
     diff::{Capacities, Differ},
     kernel::step::Actual,
     model::Changes,
@@ -32,6 +32,7 @@ async fn run(from: &Path, node: &str, ip: Ipv4Addr) -> anyhow::Result<()> {
         addresses: [ip.into()].into(),
         non_masquerade: Default::default(),
         node_port_addresses: NodePortAddresses::Primary,
+        node_port: NodePortMode::Snat,
         load_balancer: LoadBalancer::Random,
     };
     report("started")?;

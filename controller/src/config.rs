@@ -74,6 +74,8 @@ pub struct Config {
     pub cni_bin_dir: Option<PathBuf>,
     /// `nodePortAddresses`: at which of the node's addresses node ports are.
     pub node_port_addresses: NodePortAddresses,
+    /// `nodePort`: by which way a backend on another node answers a client from the outside.
+    pub node_port: NodePortMode,
     /// `loadBalancer`: how backends are chosen.
     pub load_balancer: LoadBalancer,
     /// `connectTimeTranslation`.
@@ -109,6 +111,15 @@ pub enum NodePortAddresses {
     Primary,
     /// At all addresses of the node's interfaces within these prefixes.
     Within(Vec<Ipv4Net>),
+}
+
+/// By which way a backend on another node answers a client from the outside, who asked this one at a node port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortMode {
+    /// By this node: the backend sees this node's address.
+    Snat,
+    /// From its own node: direct server return. The backend sees the client's address.
+    Dsr,
 }
 
 /// How a backend is chosen for a new connection.
@@ -152,6 +163,7 @@ impl Default for Config {
             cni_conf_dir: None,
             cni_bin_dir: None,
             node_port_addresses: NodePortAddresses::Primary,
+            node_port: NodePortMode::Snat,
             load_balancer: LoadBalancer::Random,
             connect_time_translation: ConnectTimeTranslation::Auto,
             log_format: LogFormat::Text,
@@ -161,7 +173,7 @@ impl Default for Config {
 }
 
 /// Every key that the file may have.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "vxlanPort",
     "vni",
     "mtu",
@@ -173,6 +185,7 @@ const KEYS: [&str; 15] = [
     "cniConfDir",
     "cniBinDir",
     "nodePortAddresses",
+    "nodePort",
     "loadBalancer",
     "connectTimeTranslation",
     "logFormat",
@@ -277,6 +290,9 @@ impl Config {
         if let Some(value) = get("nodePortAddresses") {
             config.node_port_addresses = node_port_addresses(value)?;
         }
+        if let Some(value) = get("nodePort") {
+            config.node_port = word("nodePort", &value, [("snat", NodePortMode::Snat), ("dsr", NodePortMode::Dsr)])?;
+        }
         if let Some(value) = get("loadBalancer") {
             let words = [("random", LoadBalancer::Random), ("maglev", LoadBalancer::Maglev)];
             config.load_balancer = word("loadBalancer", &value, words)?;
@@ -376,8 +392,9 @@ mod tests {
     fn everything_can_be_said() {
         let config = Config::parse(
             "vxlanPort: 4789\nvni: 7\nmtu: 1400\nmasqueradePorts: 20000-29999\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             tunnelDecap: xdp\nconntrackMax: 65536\nnodePortAddresses: [192.0.2.0/24]\nloadBalancer: maglev\nconnectTimeTranslation: off\nhttpListen: '[::]:9000'\n\
-             cniConfDir: /etc/cni/net.d\ncniBinDir: /opt/cni/bin\nlogFormat: json\nlogLevel: info,shunt::cluster=debug\n",
+             tunnelDecap: xdp\nconntrackMax: 65536\nnodePortAddresses: [192.0.2.0/24]\nnodePort: dsr\nloadBalancer: maglev\n\
+             connectTimeTranslation: off\nhttpListen: '[::]:9000'\ncniConfDir: /etc/cni/net.d\ncniBinDir: /opt/cni/bin\nlogFormat: json\n\
+             logLevel: info,shunt::cluster=debug\n",
         )
         .unwrap();
         assert_eq!(
@@ -394,6 +411,7 @@ mod tests {
                 cni_conf_dir: Some("/etc/cni/net.d".into()),
                 cni_bin_dir: Some("/opt/cni/bin".into()),
                 node_port_addresses: NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]),
+                node_port: NodePortMode::Dsr,
                 load_balancer: LoadBalancer::Maglev,
                 connect_time_translation: ConnectTimeTranslation::Off,
                 log_format: LogFormat::Json,
@@ -447,6 +465,7 @@ mod tests {
             ("nodePortAddresses: []", "`nodePortAddresses` is an empty list"),
             ("nodePortAddresses: [127.0.0.0/8]", "no node ports at addresses of the loopback"),
             ("nodePortAddresses: [192.0.2.1/24]", "`nodePortAddresses` has \"192.0.2.1/24\": it has bits beyond its length"),
+            ("nodePort: hybrid", "`nodePort` is `hybrid`: it must be `snat` or `dsr`"),
             ("loadBalancer: p2c", "`loadBalancer` is `p2c`: it must be `random` or `maglev`"),
             ("logFormat: xml", "`logFormat` is `xml`: it must be `text` or `json`"),
             ("logLevel: loud=very", "`logLevel` is \"loud=very\""),

@@ -213,6 +213,9 @@ pub struct TunnelEnd {
     pub public_ip: Option<Ipv4Addr>,
     /// `VtepMAC` of `flannel.alpha.coreos.com/backend-data`.
     pub vtep_mac: Option<Mac>,
+    /// `DirectReturn` of the same, which flannel takes no notice of, and leaves out when it writes its own: whether the node's backends
+    /// answer clients that asked another node.
+    pub direct_return: bool,
 }
 
 /// Transport protocol of a port.

@@ -26,7 +26,7 @@ use shunt::{
     },
 };
 use shunt_common::{
-    address::{self, route},
+    address::{self, route, route_flags},
     net::{Ip4, V4, proto},
     service::{Run, Service, ServiceKey, backend_flags, flags, kind, node_ports, state},
 };
@@ -71,6 +71,7 @@ async fn run(input: &str) -> Result<String> {
         addresses: [ip].into_iter().chain(further).collect(),
         non_masquerade: ["10.0.0.0/8".parse()?].into(),
         node_port_addresses: config.node_port_addresses,
+        node_port: config.node_port,
         load_balancer: config.load_balancer,
     };
     let mut compiler = Compiler::new(view);
@@ -148,6 +149,9 @@ fn dump(held: &Actual) -> String {
     routes.sort_by_key(|(prefix, _)| (prefix.addr.to_host(), prefix.len));
     let routes = routes.into_iter().map(|(prefix, route)| {
         let way = match route.kind {
+            route::TUNNEL if route.flags & route_flags::TAKES_NAMES != 0 => {
+                format!("tunnel to {} {}, direct return", route.underlay, route.mac)
+            }
             route::TUNNEL => format!("tunnel to {} {}", route.underlay, route.mac),
             route::LOCAL => "pods of this node".to_owned(),
             route::NATIVE => "native".to_owned(),
@@ -232,6 +236,7 @@ fn traits(service: &Service) -> String {
     let affinity = format!(" affinity {} s", service.affinity_secs);
     let words = [
         (flags::KEEP_SOURCE, " keeps sources"),
+        (flags::DIRECT_RETURN, " answers directly"),
         (flags::AFFINITY, &affinity),
         (flags::SOURCE_RANGES, " limited"),
         (flags::MAGLEV, " maglev"),

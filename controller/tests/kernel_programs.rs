@@ -294,7 +294,7 @@ fn what_is_carried_out_is_read_back() {
         let owner =
             Address { kind: address::kind::SERVICE, ifindex: 0, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 };
         let prefix = Prefix { len: 24, addr: Ip4::new(10, 244, 2, 0) };
-        let route = Route { kind: address::route::TUNNEL, underlay: Ip4::new(192, 0, 2, 2), mac: MAC, reserved: 0 };
+        let route = Route { kind: address::route::TUNNEL, underlay: Ip4::new(192, 0, 2, 2), mac: MAC, flags: 0 };
         let host_routes = ["10.96.0.1/32", "10.244.2.0/24"].map(|prefix| prefix.parse().unwrap());
         let steps = [
             Step::PutBackend { id: 1, backend: backend(1) },

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use shunt::{
     compile::{Compiler, NodeView},
-    config::{LoadBalancer, NodePortAddresses},
+    config::{LoadBalancer, NodePortAddresses, NodePortMode},
     diff::{Capacities, Differ},
     kernel::step::{Actual, Step},
     model::{
@@ -85,6 +85,7 @@ fn what_is_promised_fits_and_changes_are_small() {
         addresses: [ip].into(),
         non_masquerade: [].into(),
         node_port_addresses: NodePortAddresses::Primary,
+        node_port: NodePortMode::Snat,
         load_balancer: LoadBalancer::Random,
     });
     let mut differ = Differ::new(&Actual::default(), Capacities::default());

@@ -12,7 +12,7 @@ use shunt::{
         Compiler, NodeView, compile,
         desired::{Desired, GroupKey},
     },
-    config::{LoadBalancer, NodePortAddresses},
+    config::{LoadBalancer, NodePortAddresses, NodePortMode},
     diff::{Capacities, Differ},
     kernel::{
         fake::FakeKernel,
@@ -72,6 +72,7 @@ fn view() -> NodeView {
         addresses: [ip, Ip4::new(172, 17, 0, 1)].into(),
         non_masquerade,
         node_port_addresses: NodePortAddresses::Primary,
+        node_port: NodePortMode::Snat,
         load_balancer: LoadBalancer::Random,
     }
 }
@@ -79,8 +80,10 @@ fn view() -> NodeView {
 /// Views that differ in what a restart may change.
 fn views() -> impl Strategy<Value = NodeView> {
     let addresses = vec![NodePortAddresses::Primary, NodePortAddresses::Within("0.0.0.0/0".parse().into_iter().collect())];
-    (select(addresses), select(vec![LoadBalancer::Random, LoadBalancer::Maglev]))
-        .prop_map(|(node_port_addresses, load_balancer)| NodeView { node_port_addresses, load_balancer, ..view() })
+    let modes = select(vec![NodePortMode::Snat, NodePortMode::Dsr]);
+    (select(addresses), modes, select(vec![LoadBalancer::Random, LoadBalancer::Maglev])).prop_map(
+        |(node_port_addresses, node_port, load_balancer)| NodeView { node_port_addresses, node_port, load_balancer, ..view() },
+    )
 }
 
 /// Few addresses and ranges for few nodes, so that they often contradict each other.
@@ -89,12 +92,13 @@ fn node() -> impl Strategy<Value = Node> {
         .prop_map(Ipv4Addr::from);
     let range = select(vec!["10.244.0.0/24", "10.244.1.0/24", "10.244.0.0/16", "10.244.1.0/26", "10.96.0.0/24", "fd00::/64"]);
     let zone = proptest::option::of(select(ZONES.to_vec()));
-    (select(NODES.to_vec()), vec(address.clone(), 0..3), vec(range, 0..2), proptest::option::of(address), zone).prop_map(
-        |(name, addresses, ranges, public_ip, zone)| Node {
+    let end = (proptest::option::of(address.clone()), any::<bool>());
+    (select(NODES.to_vec()), vec(address, 0..3), vec(range, 0..2), end, zone).prop_map(
+        |(name, addresses, ranges, (public_ip, direct_return), zone)| Node {
             name: name.into(),
             addresses: addresses.into_iter().map(Into::into).collect(),
             pod_cidrs: ranges.into_iter().filter_map(|range| range.parse().ok()).collect(),
-            tunnel: TunnelEnd { public_ip, vtep_mac: None },
+            tunnel: TunnelEnd { public_ip, vtep_mac: None, direct_return },
             zone: zone.map(Into::into),
         },
     )

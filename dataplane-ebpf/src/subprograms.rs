@@ -13,7 +13,7 @@ use crate::{
     count,
     packet::{parse::Flow, refuse::Refusal, skb::Skb},
     stages::{
-        deliver, fragment, icmp, service,
+        deliver, direct, fragment, icmp, service,
         snat::{self, Opening},
     },
 };
@@ -36,6 +36,11 @@ where
 
     /// [`Refusal::refuse`]: 0 if it did.
     fn make_error(skb: *mut __sk_buff, what_mtu: u32) -> u32;
+
+    /// [`direct::try_resume`].
+    fn resume_named(flow: &mut Flow<Self>, opening: &mut Opening<Self>) -> u32
+    where
+        Self: crate::packet::parse::Ip;
 
     /// [`service::try_choose`].
     fn choose_backend(opening: &mut Opening<Self>, client: u32) -> u32
@@ -62,6 +67,11 @@ impl Subprograms for V4 {
     #[inline(always)]
     fn make_error(skb: *mut __sk_buff, what_mtu: u32) -> u32 {
         make_error_v4(skb, what_mtu)
+    }
+
+    #[inline(always)]
+    fn resume_named(flow: &mut Flow<V4>, opening: &mut Opening<V4>) -> u32 {
+        resume_named_v4(flow, opening)
     }
 
     #[inline(always)]
@@ -98,6 +108,13 @@ extern "C" fn resolve_fragment_v4(flow: *mut Flow<V4>, how: u32) -> u32 {
 #[inline(never)]
 extern "C" fn make_error_v4(skb: *mut __sk_buff, what_mtu: u32) -> u32 {
     V4::refuse(Skb::new(skb), (what_mtu >> 16) as u16, what_mtu as u16).is_err() as u32
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn resume_named_v4(flow: *mut Flow<V4>, opening: *mut Opening<V4>) -> u32 {
+    // SAFETY: as above.
+    unsafe { flow.as_ref().zip(opening.as_mut()) }.map_or(NULL, |(flow, opening)| direct::try_resume(flow, opening))
 }
 
 #[unsafe(no_mangle)]

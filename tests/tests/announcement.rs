@@ -56,7 +56,7 @@ fn announced(server: &ApiServer, mac: &str, ip: &str) -> Result<()> {
     let node = present(server)?;
     let annotation =
         |key: &str| node["metadata"]["annotations"][format!("{FLANNEL}/{key}")].as_str().unwrap_or_default().to_owned();
-    ensure!(annotation("backend-data") == format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#), "{node}");
+    ensure!(annotation("backend-data") == format!(r#"{{"VNI":1,"VtepMAC":"{mac}","DirectReturn":true}}"#), "{node}");
     ensure!(annotation("backend-type") == "vxlan" && annotation("kube-subnet-manager") == "true", "{node}");
     ensure!(annotation("public-ip") == ip, "{node}");
     let conditions = node["status"]["conditions"].as_array().context("no conditions")?;

@@ -309,6 +309,7 @@ impl State {
             addresses: dataplane.addresses.clone(),
             non_masquerade: self.options.config.non_masquerade_cidrs.iter().copied().collect(),
             node_port_addresses: self.options.config.node_port_addresses.clone(),
+            node_port: self.options.config.node_port,
             load_balancer: self.options.config.load_balancer,
         };
         let actual = dataplane.kernel.read_back()?;

@@ -52,8 +52,9 @@ pub fn patch(node: &Node, end: &TunnelEnd, now: Time) -> Option<Value> {
 fn annotations(node: &Node, end: &TunnelEnd) -> Map<String, Value> {
     let present = |key: &str| node.metadata.annotations.as_ref()?.get(key).map(String::as_str);
     let overwrite = present(PUBLIC_IP_OVERWRITE).and_then(|text| text.parse::<Ipv4Addr>().ok());
-    // In the order of flannel's struct, for its nodes compare the text.
-    let data = format!(r#"{{"VNI":{},"VtepMAC":"{}"}}"#, end.vni, end.mac);
+    // In the order of flannel's struct. What stands behind that its nodes don't read, and one that writes its own takes it away: so a
+    // node that is given back to flannel is sent no more of what only ours understand.
+    let data = format!(r#"{{"VNI":{},"VtepMAC":"{}","DirectReturn":true}}"#, end.vni, end.mac);
     let wanted = [
         (BACKEND_TYPE, "vxlan".to_owned()),
         (BACKEND_DATA, data),
@@ -93,7 +94,7 @@ mod tests {
 
     const MAC: Mac = Mac { bytes: [0x72, 0x73, 192, 0, 2, 1] };
     const END: TunnelEnd = TunnelEnd { ip: Ipv4Addr::new(192, 0, 2, 1), mac: MAC, vni: 1 };
-    const DATA: &str = r#"{"VNI":1,"VtepMAC":"72:73:c0:00:02:01"}"#;
+    const DATA: &str = r#"{"VNI":1,"VtepMAC":"72:73:c0:00:02:01","DirectReturn":true}"#;
 
     fn now() -> Time {
         serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap()
@@ -138,6 +139,7 @@ mod tests {
             (BACKEND_TYPE, "host-gw", "vxlan"),
             (BACKEND_DATA, "null", DATA),
             (BACKEND_DATA, r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}"#, DATA),
+            (BACKEND_DATA, r#"{"VNI":1,"VtepMAC":"72:73:c0:00:02:01"}"#, DATA),
             (PUBLIC_IP, "203.0.113.1", "192.0.2.1"),
             (SUBNET_MANAGER, "false", "true"),
         ] {

@@ -31,7 +31,7 @@ use self::{
     services::ServiceClaims,
 };
 use crate::{
-    config::{LoadBalancer, NodePortAddresses},
+    config::{LoadBalancer, NodePortAddresses, NodePortMode},
     model::{Changes, Model, Name, ObjectName},
     problem::Problem,
 };
@@ -51,6 +51,8 @@ pub struct NodeView {
     pub non_masquerade: BTreeSet<Ipv4Net>,
     /// At which of this node's addresses node ports are.
     pub node_port_addresses: NodePortAddresses,
+    /// By which way backends on other nodes answer clients of node ports.
+    pub node_port: NodePortMode,
     /// How backends are chosen.
     pub load_balancer: LoadBalancer,
 }
@@ -268,7 +270,7 @@ fn prefix_of(range: Ipv4Net) -> Prefix<V4> {
 }
 
 fn native() -> Route {
-    Route { kind: route::NATIVE, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 }
+    Route { kind: route::NATIVE, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, flags: 0 }
 }
 
 /// Whether others can mean this node by one of its addresses.

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use shunt_common::{
-    address::{Route, route},
+    address::{Route, route, route_flags},
     net::{Ip4, Mac},
     vxlan,
 };
@@ -25,6 +25,8 @@ pub(super) struct NodeClaims {
     ranges: Vec<Ipv4Net>,
     /// Outer destination and inner MAC of what is sent to it; none without an IPv4 address.
     pub(super) tunnel_end: Option<(Ip4, Mac)>,
+    /// Whether it takes packets that come with their backend's name.
+    takes_names: bool,
 }
 
 impl NodeClaims {
@@ -38,7 +40,7 @@ impl NodeClaims {
             IpNet::V4(range) => Some(*range),
             IpNet::V6(_) => None,
         });
-        Self { addresses, ranges: ranges.collect(), tunnel_end }
+        Self { addresses, ranges: ranges.collect(), tunnel_end, takes_names: node.tunnel.direct_return }
     }
 }
 
@@ -184,10 +186,12 @@ impl Compiler {
 
     fn route_to(&self, node: &Name) -> Option<Route> {
         if *node == self.view.name {
-            return Some(Route { kind: route::LOCAL, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 });
+            return Some(Route { kind: route::LOCAL, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, flags: 0 });
         }
-        let (underlay, mac) = self.nodes.get(node)?.tunnel_end?;
-        Some(Route { kind: route::TUNNEL, underlay, mac, reserved: 0 })
+        let claims = self.nodes.get(node)?;
+        let (underlay, mac) = claims.tunnel_end?;
+        let flags = if claims.takes_names { route_flags::TAKES_NAMES } else { 0 };
+        Some(Route { kind: route::TUNNEL, underlay, mac, flags })
     }
 
     /// The pod range that an address lies in, if some node is believed to own it.

@@ -20,7 +20,7 @@ use super::{
     held::Held,
 };
 use crate::{
-    config::LoadBalancer,
+    config::{LoadBalancer, NodePortMode},
     model::{Exposure, Model, ObjectName, Service, ServicePort},
     problem::Problem,
 };
@@ -333,12 +333,15 @@ impl Compiler {
         let outside = if is_exposed { scope(keeps_local) } else { cluster };
         let is_limited = it.kind == kind::LOAD_BALANCER
             && exposure.is_some_and(|exposure| exposure.source_ranges.iter().any(|range| matches!(range, IpNet::V4(_))));
+        let is_direct = it.kind == kind::NODE_PORT && outside == Scope::Cluster && self.view.node_port == NodePortMode::Dsr;
         let bits = [
             (groups.ensure(cluster, &mut outcome.groups), flags::DROP_WHEN_EMPTY),
             (groups.ensure(outside, &mut outcome.groups), flags::DROP_OUTSIDE_WHEN_EMPTY),
             (cluster == Scope::Local, flags::LOCAL),
             (outside == Scope::Local, flags::OUTSIDE_LOCAL),
-            (keeps_local, flags::KEEP_SOURCE),
+            // What answers by itself sees the client; so does a pod of this node, that it makes no difference.
+            (keeps_local || is_direct, flags::KEEP_SOURCE),
+            (is_direct, flags::DIRECT_RETURN),
             (is_exposed, flags::EXTERNAL),
             (service.affinity_secs.is_some(), flags::AFFINITY),
             (is_limited, flags::SOURCE_RANGES),

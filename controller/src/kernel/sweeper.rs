@@ -79,7 +79,7 @@ enum Care {
 fn look(entry: &CtEntry<V4>, proto: u8, now: u32, care: Care) -> Look {
     let limit = match care {
         Care::Thorough => SHORTEST,
-        Care::Usual => timeout::of(proto, entry.seen, entry.seen),
+        Care::Usual => entry.timeout(entry.seen, proto),
     };
     if age(now, entry.last_seen) <= limit { Look::Alive } else { Look::AskPeer }
 }

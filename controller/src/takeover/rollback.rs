@@ -9,7 +9,6 @@ use shunt_common::{
     conntrack::{CtEntry, CtKey, kind, takeover, translates},
     flow::Tuple,
     net::{V4, proto},
-    timeout,
 };
 
 use super::{
@@ -159,7 +158,7 @@ fn handed(all: &BTreeMap<CtKey<V4>, CtEntry<V4>>, key: &CtKey<V4>, entry: &CtEnt
     };
     let peer = all.get(&entry.peer(original.proto));
     let is_over = entry.is_expired(peer, original.proto, now)
-        || original.proto == proto::TCP && timeout::is_closed(entry.seen, peer.map_or(0, |peer| peer.seen));
+        || original.proto == proto::TCP && entry.is_closed(peer.map_or(0, |peer| peer.seen));
     let is_wanted = entry.kind == kind::ORIGINAL && entry.translates == translates::HERE && !is_over;
     is_wanted.then(|| Handed { original, translated: entry.translated(original.proto), timeout })
 }

@@ -6,6 +6,7 @@ use shunt_common::{
     icmp,
     net::{Family, Ip4, Port, V4, proto},
     verdict::DropReason,
+    vxlan::Name,
 };
 
 use super::{
@@ -113,6 +114,9 @@ pub(crate) trait Ip: FamilyMaps + Rewrite + Quote + Refusal + Subprograms {
     /// Whether an address is multicast or broadcast.
     fn is_multicast(addr: Self::Addr) -> bool;
 
+    /// How a backend is named in the tunnel.
+    fn name(addr: Self::Addr, port: Port) -> Name;
+
     /// The family and the ends of a packet, as a look-up in the routing table takes them.
     fn ask_route(question: &mut FibLookup, src: Self::Addr, dst: Self::Addr);
 }
@@ -144,6 +148,11 @@ impl Ip for V4 {
     #[inline(always)]
     fn is_multicast(addr: Ip4) -> bool {
         addr.is_multicast_or_broadcast()
+    }
+
+    #[inline(always)]
+    fn name(addr: Ip4, port: Port) -> Name {
+        Name { addr, port }
     }
 
     #[inline(always)]

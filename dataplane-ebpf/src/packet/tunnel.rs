@@ -4,7 +4,7 @@ use shunt_common::{
     net::{Family, Ip4, Mac, proto},
     shortcut,
     verdict::DropReason,
-    vxlan::{self, Outer},
+    vxlan::{self, Name, Outer},
 };
 
 use super::{
@@ -56,6 +56,15 @@ pub(crate) fn push(skb: Skb, wrap: Wrap, underlay: Ip4, vtep: Mac, again: bool) 
     skb.write(ETH_LEN + vxlan::OVERHEAD as u64 - 2, 0x0800u16.to_be())
 }
 
+/// Names the backend of a packet that was wrapped for its node.
+#[inline(always)]
+pub(crate) fn name(skb: Skb, backend: &Name) -> Changed {
+    skb.write(ETH_LEN + u64::from(Name::AT), backend.words())
+}
+
+/// Where the inner destination address stands in a tunnel packet, from the start of its Ethernet header.
+pub(crate) const INNER_DST: u64 = ETH_LEN + vxlan::OVERHEAD as u64 + core::mem::offset_of!(Ipv4Header, dst) as u64;
+
 /// What the outer headers of a tunnel packet say.
 #[derive(Clone, Copy)]
 pub(crate) struct Opened {
@@ -63,6 +72,16 @@ pub(crate) struct Opened {
     pub(crate) peer: Ip4,
     /// The outer ECN field.
     pub(crate) ecn: u8,
+    /// The backend that the packet comes with, if it is named.
+    pub(crate) name: Option<Name>,
+}
+
+impl Opened {
+    /// Whether a packet to this inner address may have the name that it has, if it has one: a node speaks of its own node ports.
+    #[inline(always)]
+    pub(crate) fn is_credible(&self, inner_dst: Option<u32>) -> bool {
+        self.name.is_none() || inner_dst == Some(self.peer.be)
+    }
 }
 
 /// The outer headers after Ethernet and before the inner IP header, without IP options.
@@ -112,5 +131,6 @@ pub(crate) fn open(headers: &Headers, available: u32) -> Result<Opened, DropReas
     if headers.inner_ethertype != 0x0800u16.to_be() {
         return Err(DropReason::ProtocolUnsupported);
     }
-    Ok(Opened { peer: Ip4 { be: headers.ip.src }, ecn: headers.ip.tos & 3 })
+    let name = Name::of(headers.inner_macs, node!(tunnel_mac));
+    Ok(Opened { peer: Ip4 { be: headers.ip.src }, ecn: headers.ip.tos & 3, name })
 }

@@ -19,7 +19,10 @@ use crate::{
         tunnel::{self, Headers},
     },
     stages::{
-        Hook, Stage, done, dropped, peer, receive,
+        Hook, Stage,
+        direct::Named,
+        done, dropped, peer,
+        receive::{self, Origin},
         route::{self, Next},
     },
 };
@@ -36,19 +39,36 @@ fn from_wire(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(skb: Skb) -> Stage<Verdict> {
-    if let Some(mark) = skb.meta::<Mark>().filter(Mark::is_valid) {
-        return receive::from_tunnel::<V4>(skb, TUNNEL, mark.ecn(), None);
-    }
+    let Popped { ecn, origin, named } = match skb.meta::<Mark>().filter(Mark::is_valid) {
+        Some(mark) => Popped { ecn: mark.ecn(), origin: None, named: mark.named() },
+        None => pop(skb)?,
+    };
+    receive::from_tunnel(skb, TUNNEL, ecn, origin, named)
+}
+
+/// What is known of a packet that was popped.
+struct Popped {
+    ecn: u8,
+    origin: Option<Origin>,
+    named: Option<Named<V4>>,
+}
+
+/// Pops the tunnel's headers. What has none is not for it, or goes the short way, ends here.
+#[inline(always)]
+fn pop(skb: Skb) -> Stage<Popped> {
     if skb.read::<u16>(12) != Some(ethertype::IPV4) {
-        return ControlFlow::Continue(Verdict::Pass);
+        return ControlFlow::Break(Verdict::Pass);
     }
-    let Some(ip) = skb.read::<Ipv4Header>(ETH_LEN) else { return ControlFlow::Continue(Verdict::Pass) };
+    let Some(ip) = skb.read::<Ipv4Header>(ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
     match tunnel::destination(&ip, |at| skb.read(at)) {
-        None => return receive::native::<V4>(skb, HOOK),
+        None => {
+            let (ControlFlow::Continue(verdict) | ControlFlow::Break(verdict)) = receive::native::<V4>(skb, HOOK);
+            return ControlFlow::Break(verdict);
+        }
         Some(dst) if dst == V4::node_ip() => {}
         // The idle tunnel device would take what is sent to another address of this node, unchecked.
         Some(dst) if matches!(route::lookup::<V4>(dst), Next::Host) => return dropped(DropReason::TunnelMalformed),
-        Some(_) => return ControlFlow::Continue(Verdict::Pass),
+        Some(_) => return ControlFlow::Break(Verdict::Pass),
     }
     // A device may have split the inner headers off.
     if skb.read::<Headers>(ETH_LEN).is_none() {
@@ -56,8 +76,12 @@ fn run(skb: Skb) -> Stage<Verdict> {
     }
     let Some(headers) = skb.read::<Headers>(ETH_LEN) else { return dropped(DropReason::TunnelMalformed) };
     let opened = done(tunnel::open(&headers, skb.len() - ETH_LEN as u32))?;
-    let origin = receive::shortcut::<V4>(skb, TUNNEL, &opened)?;
+    let origin = if opened.name.is_none() { receive::shortcut::<V4>(skb, TUNNEL, &opened)? } else { None };
     peer::check(opened.peer)?;
+    if !opened.is_credible(skb.read(tunnel::INNER_DST)) {
+        return dropped(DropReason::SourceSpoofed);
+    }
     done(skb.pop(vxlan::OVERHEAD))?;
-    receive::from_tunnel::<V4>(skb, TUNNEL, opened.ecn, origin)
+    let named = opened.name.map(|name| Named { addr: name.addr, port: name.port });
+    ControlFlow::Continue(Popped { ecn: opened.ecn, origin, named })
 }

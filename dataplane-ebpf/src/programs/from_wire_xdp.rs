@@ -7,7 +7,11 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use shunt_common::{net::V4, verdict::DropReason, vxlan};
+use shunt_common::{
+    net::{Ip4, Port, V4},
+    verdict::DropReason,
+    vxlan,
+};
 
 use super::ethertype;
 use crate::{
@@ -18,7 +22,7 @@ use crate::{
         skb::ETH_LEN,
         tunnel::{self, Headers},
     },
-    stages::peer,
+    stages::{direct::Named, peer},
 };
 
 /// What a popped packet carries in front of it, so that `from_wire` knows it for one: nothing but an XDP program can put it there.
@@ -27,6 +31,9 @@ use crate::{
 pub(super) struct Mark {
     magic: u32,
     ecn: u32,
+    /// The backend that it came with, all zero for none.
+    backend: Ip4,
+    port: u32,
 }
 
 /// Tells our mark from the metadata of somebody else's program.
@@ -43,6 +50,15 @@ impl Mark {
     #[inline(always)]
     pub(super) fn ecn(&self) -> u8 {
         self.ecn as u8 & 3
+    }
+
+    /// The backend that the packet came with.
+    #[inline(always)]
+    pub(super) fn named(&self) -> Option<Named<V4>> {
+        if self.backend == Ip4::UNSPECIFIED {
+            return None;
+        }
+        Some(Named { addr: self.backend, port: Port { be: self.port as u16 } })
     }
 }
 
@@ -74,6 +90,9 @@ fn run(ctx: &XdpContext) -> Result<(), DropReason> {
     if !peer::is_node(opened.peer) {
         return Err(DropReason::TunnelPeerUnknown);
     }
+    if !opened.is_credible(read(ctx, tunnel::INNER_DST)) {
+        return Err(DropReason::SourceSpoofed);
+    }
     // The outer Ethernet header becomes the inner one's: its destination is this node.
     let Some(ethernet) = read::<[u16; 7]>(ctx, 0) else { return Ok(()) };
     let raw = ctx.as_ptr().cast();
@@ -86,12 +105,13 @@ fn run(ctx: &XdpContext) -> Result<(), DropReason> {
     if unsafe { bpf_xdp_adjust_meta(raw, -(size_of::<Mark>() as i32)) } != 0 {
         return Err(DropReason::RewriteFailed);
     }
+    let (backend, port) = opened.name.map_or((Ip4::UNSPECIFIED, 0), |name| (name.addr, u32::from(name.port.be)));
     let mark = ctx.metadata();
     if mark + size_of::<Mark>() > ctx.data() {
         return Err(DropReason::RewriteFailed);
     }
     // SAFETY: within the metadata as checked.
-    unsafe { (mark as *mut Mark).write(Mark { magic: MAGIC, ecn: opened.ecn as u32 }) };
+    unsafe { (mark as *mut Mark).write(Mark { magic: MAGIC, ecn: opened.ecn as u32, backend, port }) };
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
 use shunt_common::{
-    conntrack::{CtEntry, CtKey, seen},
+    conntrack::{CtEntry, CtKey, seen, translates},
     flow::Tuple,
     net::proto,
     shortcut, timeout,
@@ -60,12 +60,20 @@ pub(crate) fn touch<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
     }
 }
 
+/// Notes that a packet acknowledges, of a flow whose answers are not seen.
+#[inline(always)]
+pub(crate) fn note_ack<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
+    if flow.tcp_flags & tcp::ACK != 0 && entry.seen & seen::ACK == 0 {
+        entry.seen |= seen::ACK;
+    }
+}
+
 /// Whether the flow of an entry is over, so that its tuples may serve another.
 #[inline(always)]
 pub(crate) fn is_over<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
     // SAFETY: read at once, see `find`.
     let peer = unsafe { F::conntrack().get(entry.peer(protocol)) };
-    if protocol == proto::TCP && timeout::is_closed(entry.seen, peer.map_or(0, |peer| peer.seen)) {
+    if protocol == proto::TCP && entry.is_closed(peer.map_or(0, |peer| peer.seen)) {
         return true;
     }
     entry.is_expired(peer, protocol, now())
@@ -74,6 +82,9 @@ pub(crate) fn is_over<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
 /// Whether the other end of an entry's flow has been heard of.
 #[inline(always)]
 pub(crate) fn is_answered<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
+    if entry.translates == translates::THERE {
+        return entry.seen & seen::ACK != 0;
+    }
     // SAFETY: read at once, see `find`.
     unsafe { F::conntrack().get(entry.peer(protocol)) }.is_some_and(|peer| peer.seen != 0)
 }

@@ -15,6 +15,7 @@ use shunt_common::{
     net::{Ip4, Mac, proto},
     shortcut::Link,
     verdict::{Counter, DropReason, Verdict},
+    vxlan::Name,
 };
 
 use super::{Hook, Stage, dropped, icmp};
@@ -48,9 +49,24 @@ pub(crate) fn to_pod(skb: Skb, hook: Hook, ifindex: u32, mac: Mac) -> Verdict {
 /// that route afterwards, with the wrong Ethernet header: it needs a route of its own.
 #[inline(always)]
 pub(crate) fn to_tunnel(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, vtep: Mac) -> Verdict {
-    if let Err(reason) = tunnel::push(skb, wrap, underlay, vtep, hook.tunnelled) {
-        return Verdict::Drop(reason);
+    match tunnel::push(skb, wrap, underlay, vtep, hook.tunnelled) {
+        Ok(()) => to_underlay(skb, hook, underlay),
+        Err(reason) => Verdict::Drop(reason),
     }
+}
+
+/// Through the tunnel with the name of its backend.
+#[inline(always)]
+pub(crate) fn to_backend(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, backend: &Name) -> Verdict {
+    match tunnel::push(skb, wrap, underlay, Mac::ZERO, hook.tunnelled).and_then(|()| tunnel::name(skb, backend)) {
+        Ok(()) => to_underlay(skb, hook, underlay),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// A packet that is wrapped for a peer.
+#[inline(always)]
+fn to_underlay(skb: Skb, hook: Hook, underlay: Ip4) -> Verdict {
     count(Counter::ToTunnel);
     let ifindex = node!(underlay_ifindex);
     let on_link = (underlay.be ^ node!(node_ip).be) & node!(underlay_mask).be == 0;

@@ -17,6 +17,8 @@ pub(crate) enum Unknown {
     Reassemble,
     /// It is not ours to judge: let it pass.
     Pass,
+    /// Drop it: the stack would not know what the datagram is for.
+    Drop,
 }
 
 /// What becomes of a fragment, as a subprogram says it; drop reasons have other numbers.
@@ -32,7 +34,8 @@ pub(crate) fn resolve<F: Ip>(flow: &mut Flow<F>, hook: Hook, unknown: Unknown) -
     if flow.part == Part::Whole {
         return ControlFlow::Continue(false);
     }
-    let how = u32::from(hook.program) | u32::from(hook.egress) << 8 | u32::from(unknown == Unknown::Pass) << 9;
+    let drop = hook.egress || unknown == Unknown::Drop;
+    let how = u32::from(hook.program) | u32::from(drop) << 8 | u32::from(unknown == Unknown::Pass) << 9;
     match F::resolve_fragment(flow, how) {
         outcome::ON => ControlFlow::Continue(false),
         outcome::REASSEMBLE => ControlFlow::Continue(true),
@@ -41,10 +44,10 @@ pub(crate) fn resolve<F: Ip>(flow: &mut Flow<F>, hook: Hook, unknown: Unknown) -
     }
 }
 
-/// The body of [`resolve`]: see [`crate::subprograms`]. `how` has the program in its low byte, then one bit each for egress and "pass".
+/// The body of [`resolve`]: see [`crate::subprograms`]. `how` has the program in its low byte, then one bit each for "drop" and "pass".
 #[inline(always)]
 pub(crate) fn try_resolve<F: Ip>(flow: &mut Flow<F>, how: u32) -> u32 {
-    let (egress, pass) = (how & 1 << 8 != 0, how & 1 << 9 != 0);
+    let (drop, pass) = (how & 1 << 8 != 0, how & 1 << 9 != 0);
     let key = FragmentKey {
         src: flow.tuple.src,
         dst: flow.tuple.dst,
@@ -71,8 +74,8 @@ pub(crate) fn try_resolve<F: Ip>(flow: &mut Flow<F>, how: u32) -> u32 {
     if pass {
         return outcome::PASS;
     }
-    // After reassembly the stack sends them in order: one that is still unknown has lost its first.
-    if egress {
+    // On egress too: after reassembly the stack sends them in order, and one that is still unknown has lost its first.
+    if drop {
         return DropReason::FragmentWithoutReassembly as u32;
     }
     let datagram = Fragment { way: way::REASSEMBLE, sport: flow.tuple.sport, dport: flow.tuple.dport };

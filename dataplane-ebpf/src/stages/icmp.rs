@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 
 use shunt_common::{
-    conntrack::translates,
+    conntrack::{kind, translates},
     event::program,
     flow::Tuple,
     verdict::{Counter, DropReason, Verdict},
@@ -24,12 +24,34 @@ use crate::{
 /// The quoted packet's answer, were there one, would meet an entry that says what the two ends look like on the other side.
 #[inline(always)]
 pub(crate) fn translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> Stage<bool> {
+    match settle(skb, flow)? {
+        About::Untranslated => ControlFlow::Continue(false),
+        About::Ours => ControlFlow::Continue(true),
+        About::Theirs => dropped(DropReason::IcmpErrorUnmatched),
+    }
+}
+
+/// What an error is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum About {
+    /// No translated flow; or it is no error.
+    Untranslated,
+    /// A flow that we translate: done with the error too.
+    Ours,
+    /// A flow that its backend's node translates: `flow` has the backend for its destination, and the packet is as it came.
+    Theirs,
+}
+
+/// [`translate`], for whoever can have errors about flows that are translated elsewhere.
+#[inline(always)]
+pub(crate) fn settle<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> Stage<About> {
     if flow.icmp != Icmp::Error {
-        return ControlFlow::Continue(false);
+        return ControlFlow::Continue(About::Untranslated);
     }
     match F::translate_error(skb.raw(), flow) {
-        0 => ControlFlow::Continue(false),
-        TRANSLATED => ControlFlow::Continue(true),
+        0 => ControlFlow::Continue(About::Untranslated),
+        TRANSLATED => ControlFlow::Continue(About::Ours),
+        OF_PEER => ControlFlow::Continue(About::Theirs),
         OF_STACK => ControlFlow::Break(Verdict::Pass),
         reason => dropped(DropReason::from_number(reason).unwrap_or(DropReason::RewriteFailed)),
     }
@@ -41,8 +63,11 @@ const TRANSLATED: u32 = u32::MAX;
 /// What it returns for an error about a flow that the host's stack translates: it does so with the error too.
 const OF_STACK: u32 = u32::MAX - 1;
 
-/// The body of [`translate`]: [`TRANSLATED`], [`OF_STACK`], the number of a drop reason, or 0 if there is nothing to translate. Errors are rare: see
-/// [`crate::subprograms`].
+/// What it returns for an error about a flow that its backend's node translates.
+const OF_PEER: u32 = u32::MAX - 3;
+
+/// The body of [`settle`]: [`TRANSLATED`], [`OF_STACK`], [`OF_PEER`], the number of a drop reason, or 0 if there is nothing to translate.
+/// Errors are rare: see [`crate::subprograms`].
 #[inline(always)]
 pub(crate) fn try_translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> u32 {
     let Some(quoted) = F::quoted(skb, flow) else { return 0 };
@@ -50,6 +75,12 @@ pub(crate) fn try_translate<F: Ip>(skb: Skb, flow: &mut Flow<F>) -> u32 {
     match entry.translates {
         translates::NOTHING => return 0,
         translates::STACK => return OF_STACK,
+        translates::THERE if entry.kind == kind::ORIGINAL => {
+            flow.tuple.dst = entry.dst;
+            flow.tuple.dport = entry.dport;
+            return OF_PEER;
+        }
+        translates::THERE => return 0,
         _ => {}
     }
     let answer = entry.translated(quoted.proto);

@@ -10,6 +10,7 @@ pub(crate) mod antispoof;
 pub(crate) mod connect;
 pub(crate) mod conntrack;
 pub(crate) mod deliver;
+pub(crate) mod direct;
 pub(crate) mod forward;
 pub(crate) mod fragment;
 pub(crate) mod icmp;

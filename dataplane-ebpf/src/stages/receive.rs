@@ -13,13 +13,16 @@ use shunt_common::{
 };
 
 use super::{
-    Hook, Stage, conntrack, deliver, done, dropped, forward, fragment,
+    Hook, Stage, conntrack, deliver,
+    direct::{self, Named},
+    done, dropped, forward, fragment,
     fragment::Unknown,
-    icmp,
+    icmp::{self, About},
     route::{self, Next},
     service::{self, Client, Known, Served},
     shortcut::{self, Before, Tenant},
-    snat, stack,
+    snat::{self, Opening},
+    stack,
 };
 use crate::{
     count::count,
@@ -55,9 +58,15 @@ pub(crate) fn shortcut<F: Ip>(skb: Skb, hook: Hook, opened: &Opened) -> Stage<Op
     ControlFlow::Break(verdict)
 }
 
-/// A popped packet, with the ECN field that its outer header had, and what a shortcut needs.
+/// A popped packet, with the ECN field that its outer header had, and either what a shortcut needs or the name of its backend.
 #[inline(always)]
-pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8, origin: Option<Origin>) -> Stage<Verdict> {
+pub(crate) fn from_tunnel<F: Ip>(
+    skb: Skb,
+    hook: Hook,
+    outer_ecn: u8,
+    origin: Option<Origin>,
+    named: Option<Named<F>>,
+) -> Stage<Verdict> {
     count(Counter::FromTunnel);
     let mut flow = done(F::parse(skb, ETH_LEN))?;
     match vxlan::ecn_after(flow.tos, outer_ecn) {
@@ -65,8 +74,12 @@ pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8, origin: Op
         Some(ecn) if ecn != flow.tos & 3 => done(F::set_ecn(skb, ecn))?,
         Some(_) => {}
     }
-    let next = route::lookup::<F>(flow.tuple.dst);
+    let next = route::lookup::<F>(named.map_or(flow.tuple.dst, |named| named.addr));
     match next {
+        // Clients in the cluster are not served this way.
+        _ if named.is_some() && !direct::is_nobodys::<F>(flow.tuple.src) => return dropped(DropReason::SourceSpoofed),
+        Next::Pod { .. } if named.is_some() => {}
+        _ if named.is_some() => return dropped(DropReason::NoSuchPod),
         Next::Pod { .. } if flow.ttl <= 1 => return to_slow_path(skb),
         // `shunt0` lets this node's own addresses in, for the answers of its node ports: nobody else has them.
         Next::Host if route::owner::<F>(flow.tuple.src) == Some(kind::HOST) => return dropped(DropReason::SourceSpoofed),
@@ -75,15 +88,17 @@ pub(crate) fn from_tunnel<F: Ip>(skb: Skb, hook: Hook, outer_ecn: u8, origin: Op
         // A tunnel is no way through this node.
         _ => return dropped(DropReason::NoRoute),
     }
-    if fragment::resolve(&mut flow, hook, Unknown::Reassemble)? {
+    if fragment::resolve(&mut flow, hook, if named.is_some() { Unknown::Drop } else { Unknown::Reassemble })? {
         return to_slow_path(skb);
     }
     let is_at_node = matches!(next, Next::Host) && service::is_at_node(&flow);
-    let (to, fate) = settle(skb, hook, &mut flow, if is_at_node { Frontend::AtNode } else { Frontend::None })?;
+    let (to, fate) = settle(skb, hook, &mut flow, if is_at_node { Frontend::AtNode } else { Frontend::None }, named)?;
     let next = match fate {
         Fate::Nobodys | Fate::AsItIs => next,
         Fate::Translated => route::lookup_as::<F>(to.dst, true),
         Fate::Stacks => return to_slow_path(skb),
+        // It came from the wire when its flow was opened.
+        Fate::TranslatedThere => return dropped(DropReason::NoRoute),
     };
     if let Some(Origin { peer, before }) = origin
         && let Next::Pod { .. } = next
@@ -114,8 +129,9 @@ pub(crate) fn native<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
     if flow.icmp != Icmp::Error && frontend == Frontend::None && !snat::is_ours(flow.tuple.dport) {
         return ControlFlow::Break(Verdict::Pass);
     }
-    match settle(skb, hook, &mut flow, frontend)? {
+    match settle(skb, hook, &mut flow, frontend, None)? {
         (to, Fate::Translated) => forward::send(skb, hook, &flow, &to, route::lookup_as::<F>(to.dst, true)),
+        (to, Fate::TranslatedThere) => direct::send(skb, hook, &flow, &to),
         _ => ControlFlow::Break(Verdict::Pass),
     }
 }
@@ -146,21 +162,41 @@ enum Fate {
     AsItIs,
     /// It goes on as something else.
     Translated,
+    /// It goes on as it is, and becomes something else at the node of the backend that it is for.
+    TranslatedThere,
     /// It is the host's stack's to translate.
     Stacks,
 }
 
 /// What a packet that arrives must carry, and what was found out about it. `frontend` says whether it is for a Service: at a virtual IP or
-/// at an address of this node.
+/// at an address of this node. `named` is for a Service at another.
 #[inline(always)]
-fn settle<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, frontend: Frontend) -> Stage<(Tuple<F>, Fate)> {
-    if icmp::translate(skb, flow)? {
-        return ControlFlow::Continue((flow.tuple, Fate::Translated));
+fn settle<F: Ip>(
+    skb: Skb,
+    hook: Hook,
+    flow: &mut Flow<F>,
+    frontend: Frontend,
+    named: Option<Named<F>>,
+) -> Stage<(Tuple<F>, Fate)> {
+    match icmp::settle(skb, flow)? {
+        About::Untranslated => {}
+        About::Ours => return ControlFlow::Continue((flow.tuple, Fate::Translated)),
+        About::Theirs => return ControlFlow::Continue((flow.tuple, Fate::TranslatedThere)),
+    }
+    if let Some(named) = named {
+        return ControlFlow::Continue((direct::translation(flow, &named)?, Fate::Translated));
     }
     let is_frontend = frontend != Frontend::None;
     match service::resume(flow, is_frontend) {
         Known::Ours(entry) => {
-            let fate = if entry.translates == translates::NOTHING { Fate::AsItIs } else { Fate::Translated };
+            let fate = match entry.translates {
+                translates::NOTHING => Fate::AsItIs,
+                translates::THERE => {
+                    conntrack::note_ack(entry, flow);
+                    Fate::TranslatedThere
+                }
+                _ => Fate::Translated,
+            };
             return ControlFlow::Continue((entry.translated(flow.tuple.proto), fate));
         }
         Known::Stacks => return ControlFlow::Continue((flow.tuple, Fate::Stacks)),
@@ -172,7 +208,9 @@ fn settle<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, frontend: Frontend) -
     if !is_frontend || !may_ask(skb, hook, flow) {
         return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
     }
-    match service::open(flow, Client::Outside, frontend == Frontend::Virtual) {
+    let mut opening = Opening::of(flow.tuple);
+    match service::open(flow, &mut opening, Client::Outside, frontend == Frontend::Virtual) {
+        Served::To(to) if opening.is_theirs() => ControlFlow::Continue((to, Fate::TranslatedThere)),
         Served::To(to) => ControlFlow::Continue((to, Fate::Translated)),
         // The way back leads through the tunnel: the host's stack refuses, which has nobody at this port.
         Served::Refused(_) if hook.tunnelled => ControlFlow::Continue((flow.tuple, Fate::Nobodys)),

@@ -1,7 +1,7 @@
 //! Where an address is reached from here.
 
 use shunt_common::{
-    address::{kind, route},
+    address::{kind, route, route_flags},
     conntrack::{Hop, hop},
     net::{Ip4, Mac},
 };
@@ -95,6 +95,17 @@ pub(crate) fn lookup_as<F: Ip>(addr: F::Addr, own: bool) -> Next {
 #[inline(always)]
 pub(crate) fn is_pod_elsewhere<F: Ip>(addr: F::Addr) -> bool {
     F::route(addr).is_some_and(|entry| entry.kind == route::TUNNEL)
+}
+
+/// The peer that a backend's packets go to with its name: none of a backend that is the peer itself, for whose answers there is no program.
+#[inline(always)]
+pub(crate) fn taker_of_names<F: Ip>(backend: F::Addr) -> Option<Ip4> {
+    if owner::<F>(backend).is_some() {
+        return None;
+    }
+    let entry = F::route(backend)?;
+    let takes = entry.kind == route::TUNNEL && entry.flags & route_flags::TAKES_NAMES != 0;
+    takes.then_some(entry.underlay)
 }
 
 /// What an exact address is: one of [`kind`], if it is anybody's.

@@ -14,7 +14,7 @@ use shunt_common::{
 };
 
 use super::{
-    conntrack,
+    conntrack, direct,
     route::{self, Next},
     snat::{self, Opening, SourcePort},
     stack,
@@ -94,14 +94,14 @@ pub(crate) fn resume<F: Ip>(flow: &Flow<F>, frontend: bool) -> Known<F> {
 }
 
 /// Opens the flow of a packet to a frontend: one of a virtual IP's, or one at an address of this node. Such a one is opened by a SYN only,
-/// lest it take the answers to a socket of the node that has its port.
+/// lest it take the answers to a socket of the node that has its port. `opening` is [`Opening::of`] the packet, and tells afterwards who
+/// translates.
 #[inline(always)]
-pub(crate) fn open<F: Ip>(flow: &Flow<F>, client: Client, is_virtual: bool) -> Served<F> {
+pub(crate) fn open<F: Ip>(flow: &Flow<F>, opening: &mut Opening<F>, client: Client, is_virtual: bool) -> Served<F> {
     if !is_virtual && flow.tuple.proto == proto::TCP && !flow.is_syn() {
         return Served::Not;
     }
-    let mut opening = Opening::new(flow.tuple, flow.tuple, SourcePort::Keep);
-    let chosen = F::choose_backend(&mut opening, client as u32);
+    let chosen = F::choose_backend(opening, client as u32);
     if chosen != 0 {
         return match DropReason::from_number(chosen & !REFUSE) {
             Some(DropReason::ServicePortUndefined) if !is_virtual => Served::Not,
@@ -109,7 +109,7 @@ pub(crate) fn open<F: Ip>(flow: &Flow<F>, client: Client, is_virtual: bool) -> S
             reason => Served::Dropped(reason.unwrap_or(DropReason::NoEndpoints)),
         };
     }
-    if let Err(reason) = snat::open(&mut opening) {
+    if let Err(reason) = snat::open(opening) {
         return Served::Dropped(reason);
     }
     count(Counter::ServiceNewFlow);
@@ -132,7 +132,7 @@ pub(crate) fn try_choose<F: Ip>(opening: &mut Opening<F>, client: u32) -> u32 {
     opening.generation = backend.generation;
     opening.to.dst = backend.addr;
     opening.to.dport = backend.port;
-    let (source, source_port) = source::<F>(from.src, backend.addr, client, flags);
+    let (source, source_port) = source(&from, backend.addr, client, flags);
     opening.to.src = source;
     opening.source_port = source_port as u32;
     0
@@ -180,7 +180,8 @@ pub(crate) fn choose<F: Ip>(from: &Tuple<F>, client: u32) -> Result<Choice<F>, u
 
 /// The source that a backend sees. The node's own address comes with a port of the node's, so that the answer is known for one of ours.
 #[inline(always)]
-fn source<F: Ip>(client: F::Addr, backend: F::Addr, who: u32, service: u32) -> (F::Addr, SourcePort) {
+fn source<F: Ip>(from: &Tuple<F>, backend: F::Addr, who: u32, service: u32) -> (F::Addr, SourcePort) {
+    let client = from.src;
     let at = route::lookup::<F>(backend);
     if who == Client::Pod as u32 {
         return match at {
@@ -196,6 +197,11 @@ fn source<F: Ip>(client: F::Addr, backend: F::Addr, who: u32, service: u32) -> (
             // A pod may reach this one by another way too, from the same port: then the answers must not be taken for each other. A node
             // may as well, but all of the ports that it could have instead are what it masquerades others with.
             (client, if route::is_pod_elsewhere::<F>(client) { SourcePort::Allocate } else { SourcePort::Keep })
+        }
+        Next::Tunnel { .. }
+            if who == Client::Outside as u32 && service & flags::DIRECT_RETURN != 0 && direct::may_serve(from, backend) =>
+        {
+            (client, SourcePort::Theirs)
         }
         _ => (F::node_ip(), SourcePort::Allocate),
     }

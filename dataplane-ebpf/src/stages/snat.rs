@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
 use shunt_common::{
     backend,
-    conntrack::{CtEntry, CtKey},
+    conntrack::{CtEntry, CtKey, translates},
     flow::Tuple,
     net::{Port, proto},
     verdict::{Counter, DropReason},
@@ -30,6 +30,8 @@ pub(crate) enum SourcePort {
     Keep,
     /// One of the node's.
     Allocate,
+    /// The backend's node settles that: it translates the flow ([`translates::THERE`]).
+    Theirs,
 }
 
 /// A random port of the node's range.
@@ -70,6 +72,18 @@ impl<F: Ip> Opening<F> {
     pub(crate) fn new(original: Tuple<F>, to: Tuple<F>, source_port: SourcePort) -> Self {
         Self { original, to, source_port: source_port as u32, backend: 0, generation: 0 }
     }
+
+    /// A flow that leaves as it is, unless somebody thinks otherwise.
+    #[inline(always)]
+    pub(crate) fn of(original: Tuple<F>) -> Self {
+        Self::new(original, original, SourcePort::Keep)
+    }
+
+    /// Whether the backend's node translates it.
+    #[inline(always)]
+    pub(crate) fn is_theirs(&self) -> bool {
+        self.source_port == SourcePort::Theirs as u32
+    }
 }
 
 /// Tries to put an entry in. Key and value stand where the kernel reads them: there is no stack for a copy.
@@ -107,17 +121,23 @@ pub(crate) fn open<F: Ip>(opening: &mut Opening<F>) -> Result<(), DropReason> {
 pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
     // Others have no port, or one under a checksum that we cannot mend (SCTP).
     let has_port = matches!(opening.original.proto, proto::TCP | proto::UDP | proto::ICMP);
+    let is_theirs = opening.is_theirs();
     let mut attempt = Attempt {
         key: CtKey::of(&opening.to.reversed()),
         entry: CtEntry::reply(&opening.original, &opening.to, opening.backend, opening.generation, conntrack::now()),
         refused: DropReason::SnatPortsExhausted as u32,
     };
-    if opening.source_port == SourcePort::Keep as u32 || !has_port {
+    if is_theirs {
+        attempt.entry.translates = translates::THERE;
+    }
+    if opening.source_port != SourcePort::Allocate as u32 || !has_port {
         conntrack::reclaim(&opening.original, &attempt.key);
         attempt.reserve();
     }
     if attempt.refused == DropReason::SnatPortsExhausted as u32 && has_port {
-        attempt.entry.translates = 1;
+        if !is_theirs {
+            attempt.entry.translates = translates::HERE;
+        }
         // The loop's body is verified once, not once a try.
         // SAFETY: the callback takes the context that is passed here, which outlives the call.
         unsafe { bpf_loop(TRIES, try_port::<F> as *mut c_void, (&raw mut attempt).cast(), 0) };
@@ -131,6 +151,9 @@ pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
     }
     attempt.key = CtKey::of(&opening.original);
     attempt.entry.turn(&opening.original, &opening.to);
+    if is_theirs {
+        attempt.entry.translates = translates::THERE;
+    }
     match conntrack::commit(&attempt.key, &attempt.entry) {
         Ok(()) => 0,
         Err(_) => DropReason::ConntrackFull as u32,

@@ -161,8 +161,8 @@ impl Dataplane {
         dataplane.address(NODE_IP, address(kind::HOST));
         let peer = Address { underlay: ip4(PEER_IP), mac: Mac { bytes: PEER_MAC }, ..address(kind::NODE) };
         dataplane.address(PEER_IP, peer);
-        dataplane.route("10.244.1.0", 24, Route { kind: route::LOCAL, underlay: ip4("0.0.0.0"), mac: Mac::ZERO, reserved: 0 });
-        let tunnel = Route { kind: route::TUNNEL, underlay: ip4(PEER_IP), mac: Mac { bytes: PEER_MAC }, reserved: 0 };
+        dataplane.route("10.244.1.0", 24, Route { kind: route::LOCAL, underlay: ip4("0.0.0.0"), mac: Mac::ZERO, flags: 0 });
+        let tunnel = Route { kind: route::TUNNEL, underlay: ip4(PEER_IP), mac: Mac { bytes: PEER_MAC }, flags: 0 };
         dataplane.route("10.244.2.0", 24, tunnel);
         dataplane
     }
@@ -211,7 +211,12 @@ impl Dataplane {
 
     /// A frontend at this node's address.
     pub fn node_port(&mut self, port: u16, proto: u8, service: Service) {
-        self.serve(NODE_IP, port, proto, service);
+        self.node_port_at(NODE_IP, port, proto, service);
+    }
+
+    /// A frontend at one of this node's addresses.
+    pub fn node_port_at(&mut self, addr: &str, port: u16, proto: u8, service: Service) {
+        self.serve(addr, port, proto, service);
         self.set_node_port(port, proto, true);
     }
 

@@ -30,6 +30,7 @@ fn view() -> Result<NodeView> {
         non_masquerade: BTreeSet::new(),
         subnet: "172.30.0.0/24".parse()?,
         node_port_addresses: shunt::config::NodePortAddresses::Primary,
+        node_port: shunt::config::NodePortMode::Snat,
         load_balancer: shunt::config::LoadBalancer::Random,
     })
 }

@@ -432,7 +432,7 @@ fn outside_is_asked_with_the_nodes_address_and_answered_by_none_here() {
     let outcome = dataplane.run(PROGRAM, &packet.bytes());
     assert!(outcome.counted.contains_key("snat_new_flow"), "{outcome:?}");
     assert_eq!(dataplane.flows().len(), 2);
-    let native = Route { kind: route::NATIVE, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, reserved: 0 };
+    let native = Route { kind: route::NATIVE, underlay: Ip4::UNSPECIFIED, mac: Mac::ZERO, flags: 0 };
     dataplane.route("203.0.113.0", 24, native);
     let packet = udp(POD, 40_000, "203.0.113.9", 53);
     dataplane.run(PROGRAM, &packet.bytes()).is(Pass, &packet.bytes(), &["to_host"]);

@@ -210,8 +210,9 @@ fn the_hosts_own_traffic_is_left_alone() {
 fn xdp_pops_what_from_wire_would_and_leaves_it_the_rest() {
     let mut dataplane = Dataplane::new();
     let inner = tcp(REMOTE_POD, 40_000, POD, 80, SYN);
-    // In front of the frame stands the mark that `from_wire` knows it by, with the outer ECN field.
-    let marked = [&u32::from_be_bytes(*b"shnt").to_ne_bytes()[..], &[2, 0, 0, 0], &popped(inner.clone())].concat();
+    // In front of the frame stands the mark that `from_wire` knows it by, with the outer ECN field and no backend's name.
+    let marks = [&u32::from_be_bytes(*b"shnt").to_ne_bytes()[..], &[2, 0, 0, 0], &[0; 8]].concat();
+    let marked = [&marks[..], &popped(inner.clone())].concat();
     dataplane.run_xdp(&tunnel(PEER_IP, &inner, 2).bytes()).is(Pass, &marked, &[]);
     let stranger = tunnel("192.0.2.66", &inner, 0).bytes();
     dataplane.run_xdp(&stranger).is(Drop, &stranger, &["tunnel_peer_unknown"]);

@@ -17,19 +17,19 @@ use crate::{
     packet::{ACK, ETHERNET, FIN, Packet, RST, SYN, echo, error, tcp, tunnel, udp},
 };
 
-const NODE_PORT: u16 = 30_080;
+pub(crate) const NODE_PORT: u16 = 30_080;
 /// What the network card of a test run is called by: else a frame would only be overheard.
 const OURS: [u8; 6] = [0; 6];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-const FROM_OUTSIDE: [u8; 14] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 9, 8, 0];
+pub(crate) const FROM_OUTSIDE: [u8; 14] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 9, 8, 0];
 
 /// As it comes from the wire.
-fn arriving(packet: Packet) -> Packet {
+pub(crate) fn arriving(packet: Packet) -> Packet {
     packet.macs(OURS, CLIENT_MAC)
 }
 
 /// A node port with backends for clients in the cluster and outside.
-fn node_port(dataplane: &mut Dataplane, proto: u8, backends: &[(&str, u16)], flags: u32) {
+pub(crate) fn node_port(dataplane: &mut Dataplane, proto: u8, backends: &[(&str, u16)], flags: u32) {
     let run = dataplane.run_of(backends);
     dataplane.node_port(NODE_PORT, proto, serving(run, flags | flags::EXTERNAL));
 }

@@ -1,5 +1,6 @@
 //! Every program, packet by packet: the whole outcome of each, to the last byte and counter.
 
+mod direct;
 mod from_host;
 mod from_pod;
 mod from_wire;

@@ -300,7 +300,7 @@ fn a_tunnel_packet_by_a_shortcut_goes_by_the_router() {
     let mut dataplane = on_a_link();
     // Beyond the underlay's own subnet.
     let underlay = "203.0.113.2".parse::<std::net::Ipv4Addr>().unwrap().into();
-    let route = Route { kind: route::TUNNEL, underlay, mac: Mac { bytes: PEER_MAC }, reserved: 0 };
+    let route = Route { kind: route::TUNNEL, underlay, mac: Mac { bytes: PEER_MAC }, flags: 0 };
     dataplane.route("10.244.3.0", 24, route);
     system("ip route add default via 192.0.2.254");
     system("ip neigh replace 192.0.2.254 lladdr 02:00:00:00:00:fe dev underlay nud reachable");

@@ -6,7 +6,7 @@ use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use shunt_common::{
-    conntrack::{CtEntry, CtKey, age, kind},
+    conntrack::{CtEntry, CtKey, age, kind, translates},
     flow::Tuple,
     net::V4,
     timeout,
@@ -96,13 +96,13 @@ fn row(key: CtKey<V4>, entry: CtEntry<V4>, peer: Option<CtEntry<V4>>, now: u32) 
     let (original, reply) = if is_original { (this, that) } else { (that, this) };
     let (original_seen, reply_seen) = if is_original { (entry.seen, peer_seen) } else { (peer_seen, entry.seen) };
     let idle = peer.map_or(u32::MAX, |peer| age(now, peer.last_seen)).min(age(now, entry.last_seen));
-    let left = timeout::of(proto, entry.seen, peer_seen).saturating_sub(idle);
+    let left = entry.timeout(peer_seen, proto).saturating_sub(idle);
     ConntrackRow {
         protocol: protocol(proto),
         original: Ends::of(&original),
         reply: Ends::of(&reply),
         translated: entry.translates != 0,
-        state: flow_state::of(proto, original_seen, reply_seen),
+        state: flow_state::of(proto, entry.translates == translates::THERE, original_seen, reply_seen),
         idle_seconds: seconds(idle),
         timeout_seconds: seconds(left),
         backend: (entry.backend != 0).then_some(entry.backend),

@@ -110,6 +110,9 @@ fn policy(row: &ServiceRow) -> Vec<String> {
     if is_exposed && has(flags::OUTSIDE_LOCAL) {
         words.push("external Local".to_owned());
     }
+    if has(flags::DIRECT_RETURN) {
+        words.push("direct return".to_owned());
+    }
     if has(flags::AFFINITY) {
         words.push(format!("affinity {} s", row.service.affinity_secs));
     }

@@ -8,7 +8,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use shunt_common::{
-    address::{Address, Prefix, Route, kind, route},
+    address::{Address, Prefix, Route, kind, route, route_flags},
     net::{Ip4, V4},
     service::{Backend, backend_flags, state},
     verdict::DropReason,
@@ -186,10 +186,12 @@ pub(super) struct RouteRow {
     leads: &'static str,
     underlay: Option<Ipv4Addr>,
     vtep_mac: Option<String>,
+    /// Whether backends there answer clients that asked this node: it may send the node what only ours understand.
+    direct_return: bool,
 }
 
 impl Row for RouteRow {
-    const COLUMNS: &'static [&'static str] = &["PREFIX", "LEADS", "UNDERLAY", "VTEP MAC"];
+    const COLUMNS: &'static [&'static str] = &["PREFIX", "LEADS", "UNDERLAY", "VTEP MAC", "DIRECT RETURN"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -197,6 +199,7 @@ impl Row for RouteRow {
             self.leads.to_owned(),
             self.underlay.map(|underlay| underlay.to_string()).unwrap_or_default(),
             self.vtep_mac.clone().unwrap_or_default(),
+            if self.direct_return { "yes" } else { "" }.to_owned(),
         ]
     }
 }
@@ -215,6 +218,7 @@ pub(super) fn routes(routes: &[(Prefix<V4>, Route)]) -> Vec<RouteRow> {
             },
             underlay: tunnel.then(|| entry.underlay.into()),
             vtep_mac: tunnel.then(|| entry.mac.to_string()),
+            direct_return: tunnel && entry.flags & route_flags::TAKES_NAMES != 0,
         })
     };
     routes.iter().filter_map(row).collect()
@@ -276,7 +280,7 @@ mod tests {
             (peer, address(kind::NODE, peer, VTEP)),
             (Ip4::new(10, 1, 0, 2), address(kind::POD, Ip4::UNSPECIFIED, Mac::ZERO)),
         ];
-        let route = |kind, underlay, mac| Route { kind, underlay, mac, reserved: 0 };
+        let route = |kind, underlay, mac| Route { kind, underlay, mac, flags: route_flags::TAKES_NAMES };
         let routes = [
             (Prefix { len: 24, addr: Ip4::new(10, 1, 0, 0) }, route(route::LOCAL, Ip4::UNSPECIFIED, Mac::ZERO)),
             (Prefix { len: 24, addr: Ip4::new(10, 2, 0, 0) }, route(route::TUNNEL, peer, VTEP)),
@@ -288,10 +292,10 @@ mod tests {
         peer   192.0.2.2   192.0.2.2   72:73:c0:00:02:02   10.2.0.0/24
         ");
         insta::assert_snapshot!(table(&super::routes(&routes)), @r"
-        PREFIX        LEADS    UNDERLAY    VTEP MAC
-        10.1.0.0/24   local    -           -
-        10.2.0.0/24   tunnel   192.0.2.2   72:73:c0:00:02:02
-        172.0.0.0/8   native   -           -
+        PREFIX        LEADS    UNDERLAY    VTEP MAC            DIRECT RETURN
+        10.1.0.0/24   local    -           -                   -
+        10.2.0.0/24   tunnel   192.0.2.2   72:73:c0:00:02:02   yes
+        172.0.0.0/8   native   -           -                   -
         ");
         let known = [Pod {
             attachment: AttachmentKey::new("0123456789abcdef", "eth0").unwrap(),

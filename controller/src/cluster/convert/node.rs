@@ -105,23 +105,27 @@ fn tunnel_end(node: &core::Node) -> Result<TunnelEnd, Refusal> {
             }
             None => None,
         };
-    let vtep_mac = annotation(BACKEND_DATA).map(vtep_mac).transpose().map_err(|message| refuse(BACKEND_DATA, message))?;
-    Ok(TunnelEnd { public_ip, vtep_mac: vtep_mac.flatten() })
+    let data = annotation(BACKEND_DATA).map(backend_data).transpose().map_err(|message| refuse(BACKEND_DATA, message))?;
+    let (vtep_mac, direct_return) = data.unwrap_or_default();
+    Ok(TunnelEnd { public_ip, vtep_mac, direct_return })
 }
 
-/// flannel's `{"VNI":1,"VtepMAC":"02:42:ac:11:00:02"}`, or `null` before it has started.
-fn vtep_mac(data: &str) -> Result<Option<Mac>, String> {
+/// The VTEP MAC of flannel's `{"VNI":1,"VtepMAC":"02:42:ac:11:00:02"}`, or of `null` before it has started; and whether ours stands beside it.
+fn backend_data(data: &str) -> Result<(Option<Mac>, bool), String> {
     #[derive(serde::Deserialize)]
     struct Data {
         #[serde(rename = "VtepMAC")]
         vtep_mac: Option<String>,
+        #[serde(rename = "DirectReturn", default)]
+        direct_return: bool,
     }
     let data: Option<Data> = serde_json::from_str(data)
         .map_err(|error| format!("is not the JSON that flannel writes ({error}); let flannel write it, or remove it"))?;
-    let Some(text) = data.and_then(|data| data.vtep_mac) else { return Ok(None) };
+    let Some(data) = data else { return Ok((None, false)) };
+    let Some(text) = data.vtep_mac else { return Ok((None, data.direct_return)) };
     let mac: Mac = text.parse().map_err(|error| format!("VtepMAC {}: {error}", syntax::quote(&text)))?;
     if mac == Mac::ZERO || mac.bytes[0] & 1 != 0 {
         return Err(format!("VtepMAC {mac} is not the address of one device; want a unicast one"));
     }
-    Ok(Some(mac))
+    Ok((Some(mac), data.direct_return))
 }
