@@ -154,11 +154,11 @@ fn probe(from: &Netns, to: SocketAddrV4, ttl: i32) -> Result<io::ErrorKind> {
 }
 
 #[test]
-fn traceroute_sees_the_way_through_the_overlay_and_through_a_service() -> Result<()> {
+fn traceroute_sees_the_way_through_the_overlay_through_a_service_and_to_the_outside() -> Result<()> {
     let lab = Lab::build(&PAIR)?;
     let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
     let service = Service::create(&lab, "closed", 10, &[&c])?;
-    for to in [SocketAddrV4::new(c.address, TARGET), service.vip] {
+    for to in [SocketAddrV4::new(c.address, TARGET), service.vip, SocketAddrV4::new(OUTSIDE, TARGET)] {
         let first = probe(&a.netns, to, 1)?;
         ensure!(first == io::ErrorKind::HostUnreachable, "{to}, one hop: {first}");
         let last = probe(&a.netns, to, 8)?;

@@ -121,6 +121,18 @@ pub(crate) fn reserve<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) -> Result<(), R
     Ok(())
 }
 
+/// Frees the key of an answer if its holder is over.
+#[inline(always)]
+pub(crate) fn reclaim_over<F: Ip>(answer: &CtKey<F>) {
+    if let Some(holder) = F::conntrack().get_ptr_mut(answer)
+        // SAFETY: as for `find`.
+        && let holder = unsafe { &*holder }
+        && is_over(holder, answer.proto as u8)
+    {
+        forget(answer, holder);
+    }
+}
+
 /// Frees the key of a flow's answer if its holder is the same flow's past, or is over.
 #[inline(always)]
 pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, answer: &CtKey<F>) {

@@ -131,7 +131,8 @@ fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked, bef
     }
     let next = route::lookup::<F>(flow.tuple.dst);
     if ages(hook, next) && flow.ttl <= 1 {
-        return to_slow_path(next);
+        // It goes no further: the stack only tells its sender.
+        return to_slow_path(Next::Host);
     }
     if fragment::resolve(flow, hook, Unknown::Reassemble)? {
         return to_slow_path(next);

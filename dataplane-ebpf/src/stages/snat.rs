@@ -166,8 +166,7 @@ extern "C" fn try_port<F: Ip>(index: u32, context: *mut c_void) -> i64 {
     let attempt = unsafe { &mut *context.cast::<Attempt<F>>() };
     attempt.key.dport = random_port();
     if index >= FREE_TRIES {
-        let original = attempt.entry.translated(attempt.key.proto as u8).reversed();
-        conntrack::reclaim(&original, &attempt.key);
+        conntrack::reclaim_over(&attempt.key);
     }
     attempt.reserve();
     (attempt.refused != DropReason::SnatPortsExhausted as u32) as i64
