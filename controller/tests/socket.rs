@@ -343,7 +343,12 @@ fn at_the_end_whoever_is_owed_something_gets_it_and_nobody_else_is_waited_for() 
     let mut events = agent.client().monitor(false).unwrap();
     agent.teller.tell();
     assert!(events.next().is_none_or(|event| event.is_err()), "a listener is let go");
-    assert!(matches!(idle.pods(), Err(ClientError::Broken { .. })), "an idle client is let go");
+    // One that asks before its side has heard of the end is answered.
+    let is_let_go = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        matches!(idle.pods(), Err(ClientError::Broken { .. }))
+    });
+    assert!(is_let_go, "an idle client is let go");
     amid_add.pod_attach(PodAttach { attachment: key(), netns_cookie: None }).unwrap();
     agent.runtime.block_on(async { tokio::time::timeout(PATIENCE, agent.task).await }).unwrap().unwrap();
     assert_eq!(agent.fake.attached.load(Ordering::SeqCst), 1);
