@@ -236,11 +236,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         if let Err(error) = measured {
             report.unmeasured(name, &error);
         }
+        // Each time: a run that is ended early has shown what it has shown.
+        if let Some(dir) = &options.report {
+            report.write(dir, &facts)?;
+        }
     }
     drop(arena);
     report.print();
     if let Some(dir) = &options.report {
-        report.write(dir, &facts)?;
         eprintln!("report: {}", dir.join("README.md").display());
     }
     Ok(ExitCode::SUCCESS)
