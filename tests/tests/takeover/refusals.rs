@@ -8,8 +8,8 @@ use super::*;
 fn picture(scene: &Scene) -> Result<String> {
     let n1 = scene.lab.node("n1");
     let mut picture = vec![rules(&n1.netns)?];
-    for what in ["-o link show", "-o addr show", "route show", "neigh show nud permanent"] {
-        // Entries that the kernel has learned come and go; a link's state follows what hangs on it.
+    for what in ["-o link show", "-4 -o addr show", "route show", "neigh show nud permanent"] {
+        // Entries that the kernel has learned come and go; a link's state follows what hangs on it, and its IPv6 address is tentative for a while.
         picture.push(n1.netns.ip(what)?);
     }
     for key in ["all/rp_filter", "cni0/rp_filter", "cni0/proxy_arp"] {

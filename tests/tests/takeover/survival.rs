@@ -75,7 +75,7 @@ fn rules_of_legacy_iptables_are_told_until_they_are_removed() -> Result<()> {
     scene.everything_works().context("with the rules in force")?;
 
     // As an operator types it.
-    command::run(n1.netns.command("sh").args(["-c", REMOVE_LEGACY]))?;
+    command::run(n1.netns.command("sh").args(["-c", REMOVE_LEGACY]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))?;
     let left = command::run(&mut n1.netns.command("iptables-legacy-save"))?;
     ensure!(!left.contains("KUBE-S") && left.contains("KUBE-FIREWALL") && left.contains("KUBE-KUBELET-CANARY"), "{left}");
     scene.everything_works().context("without the rules")?;
