@@ -61,7 +61,7 @@ const fn node(name: &'static str) -> NodeSpec {
     NodeSpec { name, kind: Kind::Shunt }
 }
 
-const NODES: [NodeSpec; 11] = [
+const NODES: [NodeSpec; 12] = [
     node("s1"),
     node("i1"),
     node("n1"),
@@ -73,6 +73,8 @@ const NODES: [NodeSpec; 11] = [
     node("n3"),
     node("s4"),
     node("i4"),
+    // Nobody's: the other end of the last cable.
+    node("n4"),
 ];
 const FEW: Topology = Topology { nodes: NODES.first_chunk::<6>().unwrap(), fabric: Fabric::Cables, wire: Wire::Offloaded };
 const ALL: Topology = Topology { nodes: &NODES, ..FEW };
