@@ -48,17 +48,34 @@ fn the_example_of_a_configuration_has_every_key_at_its_default() {
     }
 }
 
+/// Every page below a directory, by its path from the root.
+fn pages_below(directory: &str) -> Vec<String> {
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(root().join(directory)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{directory}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            pages.extend(pages_below(&path));
+        } else if path.ends_with(".md") {
+            pages.push(path);
+        }
+    }
+    pages
+}
+
 #[test]
 fn pages_that_are_named_are_there() {
-    let mut pages = vec!["README.md".to_owned(), "ARCHITECTURE.md".to_owned(), "manifests/README.md".to_owned()];
-    for entry in fs::read_dir(root().join("docs")).unwrap() {
-        pages.push(format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()));
-    }
+    let mut pages = pages_below("docs");
+    pages.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "manifests/README.md"].map(str::to_owned));
     for name in pages {
+        let text = page(&name);
         // Every second piece stands between backquotes.
-        for named in page(&name).split('`').skip(1).step_by(2).filter(|named| named.ends_with(".md")) {
-            let beside = root().join(&name).with_file_name(named);
-            assert!(root().join(named).is_file() || beside.is_file(), "{name} names {named}, which is not there");
+        let named = text.split('`').skip(1).step_by(2).filter(|named| named.ends_with(".md"));
+        let linked = text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
+        let linked = linked.filter(|target| !target.contains("://") && !target.starts_with('#'));
+        for target in named.chain(linked) {
+            let beside = root().join(&name).with_file_name(target);
+            assert!(root().join(target).exists() || beside.exists(), "{name} names {target}, which is not there");
         }
     }
 }

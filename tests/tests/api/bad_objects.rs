@@ -49,7 +49,11 @@ fn bad_objects_are_refused_by_name_and_the_rest_goes_on() -> Result<()> {
             service("bad", json!({ "clusterIP": "10.96.0.230", "ports": [{ "port": 80 }], "type": "Wormhole" })),
         ),
         ("Service default/bad", service("bad", Value::Null)),
-        ("Service default/second", service("second", json!({ "clusterIP": web, "ports": [{ "port": 80, "name": "tcp-80" }] }))),
+        // Of two that are as old, to the second, the first by name is believed.
+        (
+            "Service default/web-too",
+            service("web-too", json!({ "clusterIP": web, "ports": [{ "port": 80, "name": "tcp-80" }] })),
+        ),
         ("EndpointSlice default/bad", slice("bad", "web", &["2001:db8::1".to_owned()])),
         ("EndpointSlice default/bad", slice("bad", "web", &hosts(1001))),
         ("EndpointSlice default/bad", slice("bad", "web", &["not an address".to_owned()])),
