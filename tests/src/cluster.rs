@@ -79,6 +79,19 @@ impl Port {
     pub fn name(&self) -> String {
         format!("{}-{}", self.protocol.to_lowercase(), self.port)
     }
+
+    /// As it stands in a Service.
+    fn object(&self) -> Value {
+        json!({ "name": self.name(), "protocol": self.protocol, "port": self.port, "targetPort": self.target })
+    }
+
+    /// As it stands in a Service that has a port at every node too.
+    #[must_use]
+    pub fn at_nodes(&self, node_port: u16) -> Value {
+        let mut object = self.object();
+        object["nodePort"] = json!(node_port);
+        object
+    }
 }
 
 /// One endpoint of a slice.
@@ -243,14 +256,22 @@ impl Cluster {
     /// # Errors
     /// The file could not be written.
     pub fn put_service(&self, name: &str, ip: Ipv4Addr, ports: &[Port]) -> Result<()> {
-        let ports: Vec<_> = ports
-            .iter()
-            .map(|port| json!({ "name": port.name(), "protocol": port.protocol, "port": port.port, "targetPort": port.target }))
-            .collect();
+        self.put_typed(name, "ClusterIP", ip, ports.iter().map(Port::object).collect())
+    }
+
+    /// A Service of type NodePort: one port of every node for all of these, which differ by protocol.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn put_node_port(&self, name: &str, ip: Ipv4Addr, ports: &[Port], node_port: u16) -> Result<()> {
+        self.put_typed(name, "NodePort", ip, ports.iter().map(|port| port.at_nodes(node_port)).collect())
+    }
+
+    fn put_typed(&self, name: &str, kind: &str, ip: Ipv4Addr, ports: Vec<Value>) -> Result<()> {
         let service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": { "name": name, "namespace": "default" },
-            "spec": { "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "selector": { "app": name }, "ports": ports },
+            "spec": { "type": kind, "clusterIP": ip, "clusterIPs": [ip], "selector": { "app": name }, "ports": ports },
         });
         self.put(&format!("service-{name}.yaml"), &[service])
     }

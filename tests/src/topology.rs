@@ -35,6 +35,14 @@ pub struct NodeSpec {
     pub kind: Kind,
 }
 
+impl NodeSpec {
+    /// A node of a kind.
+    #[must_use]
+    pub const fn new(name: &'static str, kind: Kind) -> Self {
+        Self { name, kind }
+    }
+}
+
 /// Who does a node's networking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -70,36 +78,28 @@ pub enum Wire {
 
 /// Two nodes of ours.
 pub const PAIR: Topology = Topology {
-    nodes: &[NodeSpec { name: "n1", kind: Kind::Shunt }, NodeSpec { name: "n2", kind: Kind::Shunt }],
+    nodes: &[NodeSpec::new("n1", Kind::Shunt), NodeSpec::new("n2", Kind::Shunt)],
     fabric: Fabric::Switch,
     wire: Wire::Finished,
 };
 
 /// Two nodes of ours and one of the plain kernel.
 pub const MIXED: Topology = Topology {
-    nodes: &[
-        NodeSpec { name: "n1", kind: Kind::Shunt },
-        NodeSpec { name: "n2", kind: Kind::Shunt },
-        NodeSpec { name: "f3", kind: Kind::PlainVxlan },
-    ],
+    nodes: &[NodeSpec::new("n1", Kind::Shunt), NodeSpec::new("n2", Kind::Shunt), NodeSpec::new("f3", Kind::PlainVxlan)],
     fabric: Fabric::Switch,
     wire: Wire::Finished,
 };
 
 /// Two nodes of ours and a host that is no member of the cluster.
 pub const WITH_STRANGER: Topology = Topology {
-    nodes: &[
-        NodeSpec { name: "n1", kind: Kind::Shunt },
-        NodeSpec { name: "n2", kind: Kind::Shunt },
-        NodeSpec { name: "x3", kind: Kind::Bare },
-    ],
+    nodes: &[NodeSpec::new("n1", Kind::Shunt), NodeSpec::new("n2", Kind::Shunt), NodeSpec::new("x3", Kind::Bare)],
     fabric: Fabric::Switch,
     wire: Wire::Finished,
 };
 
 /// Two nodes of the plain kernel: what the lab is checked with, without anything of ours.
 pub const PLAIN_PAIR: Topology = Topology {
-    nodes: &[NodeSpec { name: "f1", kind: Kind::PlainVxlan }, NodeSpec { name: "f2", kind: Kind::PlainVxlan }],
+    nodes: &[NodeSpec::new("f1", Kind::PlainVxlan), NodeSpec::new("f2", Kind::PlainVxlan)],
     fabric: Fabric::Switch,
     wire: Wire::Finished,
 };

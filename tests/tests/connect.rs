@@ -13,10 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
 use shunt::socket::protocol::ConnectStatus;
 use shunt_common::verdict::Counter;
 use shunt_lab::{
+    cluster::Port,
     lab::{Lab, eventually},
     netns::Netns,
     node::Node,
@@ -144,12 +144,7 @@ fn a_process_of_the_node_reaches_its_own_node_port() -> Result<()> {
     let c = lab.pod("n2", "c")?;
     let _server = serve_pod(&c)?;
     let service = Service::create(&lab, "web", 10, &[&c])?;
-    let port = json!({ "name": "tcp-80", "protocol": "TCP", "port": PORT, "targetPort": TARGET, "nodePort": NODE_PORT });
-    let spec = json!({ "type": "NodePort", "clusterIP": service.vip.ip(), "clusterIPs": [service.vip.ip()], "ports": [port] });
-    let object = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec,
-    });
-    lab.cluster.put("service-web.yaml", &[object])?;
+    lab.cluster.put_node_port("web", *service.vip.ip(), &[Port::tcp(PORT, TARGET)], NODE_PORT)?;
     let n1 = lab.node("n1");
     let to = SocketAddrV4::new(n1.address(), NODE_PORT);
     let answer = eventually(SOON, || tcp_answer(&n1.netns, to))?;

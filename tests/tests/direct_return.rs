@@ -19,7 +19,7 @@ use shunt_lab::{
     lab::{Lab, eventually},
     node::Node,
     pod::Pod,
-    service::{PORT, PORTS, SOON, TARGET, refused, serve_pod, tcp_answer, udp_answer},
+    service::{PORTS, SOON, refused, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE, VNI, VXLAN_PORT},
     traffic::{
         echo::{TcpClient, UdpClient},
@@ -38,20 +38,7 @@ fn lab(decap: &str) -> Result<Lab> {
         put_node(&lab, node, true)?;
     }
     lab.start_agents()?;
-    let ports: Vec<_> = PORTS
-        .iter()
-        .map(|port| {
-            let name = format!("{}-{PORT}", port.protocol.to_lowercase());
-            json!({ "name": name, "protocol": port.protocol, "port": PORT, "targetPort": TARGET, "nodePort": NODE_PORT })
-        })
-        .collect();
-    lab.cluster.put(
-        "service-web.yaml",
-        &[json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
-            "spec": { "type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports },
-        })],
-    )?;
+    lab.cluster.put_node_port("web", Ipv4Addr::new(10, 96, 0, 10), &PORTS, NODE_PORT)?;
     Ok(lab)
 }
 

@@ -16,7 +16,7 @@ use shunt_lab::{
     netns::Netns,
     node::Node,
     pod::{Call, Pod},
-    service::{PORT, PORTS, SOON, TARGET, refused, serve_pod, tcp_answer, udp_answer},
+    service::{PORTS, SOON, TARGET, refused, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR},
     traffic::echo::{Server, TcpClient},
     translation::Translation,
@@ -217,17 +217,7 @@ fn a_service_has_its_node_port_before_any_pod_and_the_pod_is_told_of() -> Result
     let _servers = (serve_pod(&a)?, serve_pod(&b)?);
     let (first, second) = (SocketAddrV4::new(n1.address(), NODE_PORT), SocketAddrV4::new(SECOND, NODE_PORT));
     ensure!(ask(lab.outside(), first)?.0 == "b");
-    let ports: Vec<_> = PORTS
-        .iter()
-        .map(|port| json!({ "name": port.protocol.to_lowercase(), "protocol": port.protocol, "port": PORT, "nodePort": NODE_PORT }))
-        .collect();
-    lab.cluster.put(
-        "service-web.yaml",
-        &[json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
-            "spec": { "type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports },
-        })],
-    )?;
+    lab.cluster.put_node_port("web", Ipv4Addr::new(10, 96, 0, 10), &PORTS, NODE_PORT)?;
     // Two protocols, two problems; none at the address where node ports are not.
     eventually(SOON, || {
         let problems: Vec<String> = n1.status()?.problems.iter().map(ToString::to_string).collect();

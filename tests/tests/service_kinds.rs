@@ -35,13 +35,7 @@ const EXTERNAL_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
 
 /// The Service with fields of its spec beside those that all have.
 fn put_service(lab: &Lab, fields: &Value) -> Result<()> {
-    let ports: Vec<_> = PORTS
-        .iter()
-        .map(|port| {
-            let name = format!("{}-{PORT}", port.protocol.to_lowercase());
-            json!({ "name": name, "protocol": port.protocol, "port": PORT, "targetPort": TARGET, "nodePort": NODE_PORT })
-        })
-        .collect();
+    let ports: Vec<_> = PORTS.iter().map(|port| port.at_nodes(NODE_PORT)).collect();
     let mut spec = json!({
         "type": "LoadBalancer", "clusterIP": CLUSTER_IP, "clusterIPs": [CLUSTER_IP], "externalIPs": [EXTERNAL_IP],
         "selector": { "app": "web" }, "ports": ports,

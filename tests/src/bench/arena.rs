@@ -13,22 +13,18 @@ use crate::{
     topology::{Fabric, Kind, NodeSpec, Topology, Wire, node_address},
 };
 
-const fn node(name: &'static str, kind: Kind) -> NodeSpec {
-    NodeSpec { name, kind }
-}
-
 const ARENA: Topology = Topology {
     nodes: &[
-        node("n1", Kind::Shunt),
-        node("n2", Kind::Shunt),
-        node("f1", Kind::PlainVxlan),
-        node("f2", Kind::PlainVxlan),
-        node("b1", Kind::Bare),
-        node("b2", Kind::Bare),
-        node("r1", Kind::PlainRoutes),
-        node("r2", Kind::PlainRoutes),
-        node("m1", Kind::PlainMetadata),
-        node("m2", Kind::PlainMetadata),
+        NodeSpec::new("n1", Kind::Shunt),
+        NodeSpec::new("n2", Kind::Shunt),
+        NodeSpec::new("f1", Kind::PlainVxlan),
+        NodeSpec::new("f2", Kind::PlainVxlan),
+        NodeSpec::new("b1", Kind::Bare),
+        NodeSpec::new("b2", Kind::Bare),
+        NodeSpec::new("r1", Kind::PlainRoutes),
+        NodeSpec::new("r2", Kind::PlainRoutes),
+        NodeSpec::new("m1", Kind::PlainMetadata),
+        NodeSpec::new("m2", Kind::PlainMetadata),
     ],
     fabric: Fabric::Cables,
     wire: Wire::Offloaded,
@@ -55,6 +51,30 @@ pub(crate) struct Contender<'a> {
     pub(crate) client_address: Ipv4Addr,
     pub(crate) server: &'a Netns,
     pub(crate) server_address: Ipv4Addr,
+}
+
+impl<'a> Contender<'a> {
+    /// Two pods of ours.
+    pub(crate) fn of_pods(name: &'static str, client: &'a Pod, server: &'a Pod) -> Self {
+        Self {
+            name,
+            client: &client.netns,
+            client_address: client.address,
+            server: &server.netns,
+            server_address: server.address,
+        }
+    }
+
+    /// Two pods of a plain node.
+    fn of_plain(name: &'static str, client: &'a PlainPod, server: &'a PlainPod) -> Self {
+        Self {
+            name,
+            client: &client.netns,
+            client_address: client.address,
+            server: &server.netns,
+            server_address: server.address,
+        }
+    }
 }
 
 impl Arena {
@@ -87,9 +107,9 @@ impl Arena {
                 server: &self.veth[1],
                 server_address: VETH[1],
             },
-            of_plain("flannel", &self.flannel[0], &self.flannel[1]),
+            Contender::of_plain("flannel", &self.flannel[0], &self.flannel[1]),
         ];
-        contenders.extend(self.pods.as_ref().map(|[a, b, _]| of_pods(a, b)));
+        contenders.extend(self.pods.as_ref().map(|[a, b, _]| Contender::of_pods("shunt", a, b)));
         contenders
     }
 
@@ -103,31 +123,11 @@ impl Arena {
                 server: &self.lab.bare[1],
                 server_address: node_address(6),
             },
-            of_plain("routes", &self.routes[0], &self.routes[1]),
-            of_plain("flannel", &self.flannel[0], &self.flannel[2]),
-            of_plain("metadata", &self.metadata[0], &self.metadata[1]),
+            Contender::of_plain("routes", &self.routes[0], &self.routes[1]),
+            Contender::of_plain("flannel", &self.flannel[0], &self.flannel[2]),
+            Contender::of_plain("metadata", &self.metadata[0], &self.metadata[1]),
         ];
-        contenders.extend(self.pods.as_ref().map(|[a, _, c]| of_pods(a, c)));
+        contenders.extend(self.pods.as_ref().map(|[a, _, c]| Contender::of_pods("shunt", a, c)));
         contenders
-    }
-}
-
-fn of_plain<'a>(name: &'static str, client: &'a PlainPod, server: &'a PlainPod) -> Contender<'a> {
-    Contender {
-        name,
-        client: &client.netns,
-        client_address: client.address,
-        server: &server.netns,
-        server_address: server.address,
-    }
-}
-
-fn of_pods<'a>(client: &'a Pod, server: &'a Pod) -> Contender<'a> {
-    Contender {
-        name: "shunt",
-        client: &client.netns,
-        client_address: client.address,
-        server: &server.netns,
-        server_address: server.address,
     }
 }

@@ -51,13 +51,7 @@ pub(super) fn measure_direct(arena: &Arena, options: &Options, report: &mut Repo
 pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let mut arena = Arena::build(options)?;
     let Some([client, backend, _]) = &arena.pods else { return Ok(()) };
-    let direct = Contender {
-        name: "direct",
-        client: &client.netns,
-        client_address: client.address,
-        server: &backend.netns,
-        server_address: backend.address,
-    };
+    let direct = Contender::of_pods("direct", client, backend);
     let contenders = [direct, Contender { name: "service", server_address: VIP, ..direct }];
     let ports = [Port::tcp(PORT, PORT)];
     arena.lab.cluster.put_service("web", VIP, &ports)?;

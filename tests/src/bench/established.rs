@@ -39,13 +39,7 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
 }
 
 fn against_direct(options: &Options, client: &Pod, backend: &Pod, vip: Ipv4Addr) -> Result<Samples> {
-    let direct = Contender {
-        name: "direct",
-        client: &client.netns,
-        client_address: client.address,
-        server: &backend.netns,
-        server_address: backend.address,
-    };
+    let direct = Contender::of_pods("direct", client, backend);
     // Servers listen at the backend's own address in either case.
     let stream = |to| move |contender: &Contender<'_>| gigabits(contender, to, "1");
     eventually(SOON, || stream(vip)(&direct))?;

@@ -58,7 +58,7 @@ const SIZES: [Size; 4] = [
 ];
 
 const fn node(name: &'static str) -> NodeSpec {
-    NodeSpec { name, kind: Kind::Shunt }
+    NodeSpec::new(name, Kind::Shunt)
 }
 
 const NODES: [NodeSpec; 12] = [

@@ -15,6 +15,7 @@ use shunt_common::{
     service::{Service, ServiceKey},
 };
 
+use super::usage;
 use crate::{
     node::Node,
     synthetic::Cluster,
@@ -24,7 +25,7 @@ use crate::{
 /// 10,000 Services with 100,000 endpoints on a thousand nodes.
 pub(super) const SYNTHETIC: Cluster = Cluster { nodes: 1000, services: 10_000, endpoints: 10 };
 pub(super) const ALONE: Topology =
-    Topology { nodes: &[NodeSpec { name: "n1", kind: Kind::Shunt }], fabric: Fabric::Switch, wire: Wire::Offloaded };
+    Topology { nodes: &[NodeSpec::new("n1", Kind::Shunt)], fabric: Fabric::Switch, wire: Wire::Offloaded };
 /// Long enough for 65,536 Services with an agent that is not optimised, on a busy machine.
 const LOADED_WITHIN: Duration = Duration::from_secs(600);
 
@@ -65,8 +66,7 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok()).context("no such field");
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
-    Ok(f64::from(ticks(11)? + ticks(12)?) / per_second as f64)
+    Ok(f64::from(ticks(11)? + ticks(12)?) / usage::ticks_per_second() as f64)
 }
 
 /// What of a process is in memory now.

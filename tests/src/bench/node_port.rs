@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::Result;
-use serde_json::json;
 
 use super::{
     Options,
@@ -31,18 +30,14 @@ use crate::{
     topology::{Fabric, Kind, NodeSpec, Topology, Wire, node_address},
 };
 
-const fn node(name: &'static str, kind: Kind) -> NodeSpec {
-    NodeSpec { name, kind }
-}
-
 const PAIRS: Topology = Topology {
     nodes: &[
-        node("s", Kind::Shunt),
-        node("c1", Kind::Bare),
-        node("i", Kind::Shunt),
-        node("c2", Kind::Bare),
-        node("n", Kind::Shunt),
-        node("c3", Kind::Bare),
+        NodeSpec::new("s", Kind::Shunt),
+        NodeSpec::new("c1", Kind::Bare),
+        NodeSpec::new("i", Kind::Shunt),
+        NodeSpec::new("c2", Kind::Bare),
+        NodeSpec::new("n", Kind::Shunt),
+        NodeSpec::new("c3", Kind::Bare),
     ],
     fabric: Fabric::Cables,
     wire: Wire::Offloaded,
@@ -130,10 +125,5 @@ fn put_service(lab: &Lab, name: &str, node: &str, node_port: u16, backend: Ipv4A
     let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 0)) + u32::from(node_port));
     let ports = [Port::tcp(PORT, PORT)];
     lab.cluster.put_endpoints(name, &ports, &[Endpoint::ready(backend, node)])?;
-    let port = json!({ "name": ports[0].name(), "protocol": "TCP", "port": PORT, "targetPort": PORT, "nodePort": node_port });
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" },
-        "spec": { "type": "NodePort", "clusterIP": ip, "clusterIPs": [ip], "selector": { "app": name }, "ports": [port] },
-    });
-    lab.cluster.put(&format!("service-{name}.yaml"), &[service])
+    lab.cluster.put_node_port(name, ip, &ports, node_port)
 }

@@ -8,73 +8,83 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::{
+    Options,
     hammer::{self, Greeter},
+    large::ALONE,
+    rival::Rival,
     scale::{CHANGING, VIP},
 };
 use crate::{
     cluster::{Endpoint, Port},
-    flannel::{FlannelNode, FlannelPod},
+    flannel::FlannelPod,
     kube_proxy::{self, Mode, Proxy},
     lab::Lab,
+    netns::Netns,
     service::TARGET,
     synthetic::Cluster,
-    topology::PAIR,
 };
 
-/// Two nodes: the client's with the rules, and one for the backends.
+const PORTS: [Port; 1] = [Port::tcp(VIP.port(), TARGET)];
+
+/// The node with a client, and two backends of which one serves at a time.
 pub(super) struct Proxied {
     lab: Lab,
-    mode: Mode,
-    flannel: FlannelNode,
-    client: FlannelPod,
-    backends: [FlannelPod; 2],
+    rival: Rival,
+    other: FlannelPod,
     _servers: [Greeter; 2],
 }
 
 impl Proxied {
     /// With the cluster's state written, and no rules yet.
-    pub(super) fn new(cluster: &Cluster, mode: Mode) -> Result<Self> {
-        let lab = Lab::wired(&PAIR)?;
-        let [flannel, other] = [FlannelNode::set_up(&lab, "n1")?, FlannelNode::set_up(&lab, "n2")?];
-        flannel.add_peer(&lab.node("n1").netns, 2, &other.vtep_mac)?;
-        other.add_peer(&lab.node("n2").netns, 1, &flannel.vtep_mac)?;
-        let client = flannel.pod(lab.node("n1"), "client", 10)?;
-        let backends = [other.pod(lab.node("n2"), "one", 10)?, other.pod(lab.node("n2"), "other", 11)?];
+    pub(super) fn new(cluster: &Cluster, mode: (&'static str, Mode), options: &Options) -> Result<Self> {
+        let lab = Lab::wired(&ALONE)?;
+        let rival = Rival::set_up(&lab, "n1", mode, options)?;
+        let other = rival.pod(&lab, "other", 12)?;
         let greeter = |pod: &FlannelPod| Greeter::start(&pod.netns, pod.address, &pod.name);
-        let servers = [greeter(&backends[0])?, greeter(&backends[1])?];
+        let servers = [greeter(&rival.pods[1])?, greeter(&other)?];
         cluster.write(lab.cluster.dir())?;
-        lab.cluster.put_service(CHANGING, *VIP.ip(), &[Port::tcp(VIP.port(), TARGET)])?;
-        Ok(Self { lab, mode, flannel, client, backends, _servers: servers })
+        lab.cluster.put_service(CHANGING, *VIP.ip(), &PORTS)?;
+        Ok(Self { lab, rival, other, _servers: servers })
     }
 
     /// Seconds until all rules are in force. They are given in whole tables, which is faster than kube-proxy's way ([`Proxy::load`]).
     pub(super) fn start(&self) -> Result<f64> {
-        let (proxy, netns) = (self.proxy(&self.backends[0])?, &self.lab.node("n1").netns);
+        let [one, _] = self.backends();
+        let proxy = self.served_by(one)?;
         let start = Instant::now();
-        proxy.load(netns, self.mode)?;
+        proxy.load(self.netns(), self.rival.mode)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
     /// Milliseconds from the start of the program that writes a change of the Service's one endpoint until a client that hammers it sees
     /// nothing else, once per change.
     pub(super) fn effects(&self, changes: usize) -> Result<Vec<f64>> {
-        let netns = &self.lab.node("n1").netns;
+        let [client, _] = &self.rival.pods;
         let mut rules = Vec::new();
-        for backend in &self.backends {
-            rules.push((&backend.name, self.proxy(backend)?.change(self.mode, &format!("default/{CHANGING}"))));
+        for backend in self.backends() {
+            let change = self.served_by(backend)?.change(self.rival.mode, &format!("default/{CHANGING}"));
+            rules.push((&backend.name, change));
         }
         let changes = (1..=changes).map(|change| {
             let (name, rules) = &rules[change % 2];
-            let write = || kube_proxy::write(netns, self.mode, rules);
-            hammer::seen(&self.client.netns, VIP, name, write).with_context(|| format!("change to {name}"))
+            let write = || kube_proxy::write(self.netns(), self.rival.mode, rules);
+            hammer::seen(&client.netns, VIP, name, write).with_context(|| format!("change to {name}"))
         });
         changes.collect()
     }
 
-    /// What is to be served while one backend is the Service's.
-    fn proxy(&self, backend: &FlannelPod) -> Result<Proxy> {
-        let endpoints = [Endpoint::ready(backend.address, "n2")];
-        self.lab.cluster.put_endpoints(CHANGING, &[Port::tcp(VIP.port(), TARGET)], &endpoints)?;
-        Proxy::new(&self.lab.cluster.model()?, &self.flannel.name)
+    fn netns(&self) -> &Netns {
+        &self.lab.node(self.rival.node()).netns
+    }
+
+    fn backends(&self) -> [&FlannelPod; 2] {
+        let [_, one] = &self.rival.pods;
+        [one, &self.other]
+    }
+
+    /// What is to be in force while one backend is the Service's.
+    fn served_by(&self, backend: &FlannelPod) -> Result<Proxy> {
+        self.lab.cluster.put_endpoints(CHANGING, &PORTS, &[Endpoint::ready(backend.address, self.rival.node())])?;
+        self.rival.proxy(&self.lab.cluster)
     }
 }

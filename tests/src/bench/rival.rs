@@ -22,7 +22,7 @@ pub(super) struct Rival {
     /// What a contender is called.
     pub(super) name: &'static str,
     node: FlannelNode,
-    mode: Mode,
+    pub(super) mode: Mode,
     program: Option<PathBuf>,
     /// A client and a backend.
     pub(super) pods: [FlannelPod; 2],
@@ -48,7 +48,17 @@ impl Rival {
         if let Some(program) = &self.program {
             return RealProxy::start(program, node, cluster, self.mode).map(Some);
         }
-        Proxy::new(&cluster.model()?, &self.node.name)?.load(&node.netns, self.mode)?;
+        self.proxy(cluster)?.load(&node.netns, self.mode)?;
         Ok(None)
+    }
+
+    /// The rules that kube-proxy would have here for a cluster.
+    pub(super) fn proxy(&self, cluster: &Cluster) -> Result<Proxy> {
+        Proxy::new(&cluster.model()?, &self.node.name)
+    }
+
+    /// A pod beside the two; `index` is the last byte of its address.
+    pub(super) fn pod(&self, lab: &Lab, name: &str, index: u8) -> Result<FlannelPod> {
+        self.node.pod(lab.node(&self.node.name), name, index)
     }
 }

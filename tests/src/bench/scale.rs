@@ -110,11 +110,11 @@ fn ours(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<Figure
 fn rivals(options: &Options, cluster: Cluster, lines: &mut Lines) -> Result<Vec<Figure>> {
     let size = f64::from(cluster.services);
     let mut figures = Vec::new();
-    for ((_, mode), (cold, effect)) in MODES.into_iter().zip(lines.rival_cold.iter_mut().zip(&mut lines.rival_effect)) {
-        if mode == Mode::Nftables && cluster == SIZES[3] {
+    for (mode, (cold, effect)) in MODES.into_iter().zip(lines.rival_cold.iter_mut().zip(&mut lines.rival_effect)) {
+        if mode.1 == Mode::Nftables && cluster == SIZES[3] {
             continue;
         }
-        let proxied = Proxied::new(&cluster, mode)?;
+        let proxied = Proxied::new(&cluster, mode, options)?;
         cold.push((size, Figure::of(&[proxied.start()?])));
         let effects = Figure::of(&proxied.effects(if options.quick { 3 } else { 5 })?);
         effect.push((size, effects));

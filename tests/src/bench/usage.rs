@@ -21,7 +21,8 @@ fn busy_ticks(text: &str) -> Option<u64> {
     Some(user? + nice? + system? + irq? + softirq?)
 }
 
-fn ticks_per_second() -> u64 {
+/// Of times in `/proc`.
+pub(crate) fn ticks_per_second() -> u64 {
     // `_SC_CLK_TCK` is known on every Linux, and 100 on nearly all.
     nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().map_or(100, i64::cast_unsigned).max(1)
 }
