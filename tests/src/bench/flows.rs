@@ -227,15 +227,14 @@ fn sweep(options: &Options, report: &mut Report) -> Result<()> {
     let flows: Table<CtKey<V4>, CtEntry<V4>> =
         Table::open(&maps::CONNTRACK, &PinDir::new(node.pin_dir()).map(&maps::CONNTRACK))?;
     let (keys, entries): (Vec<_>, Vec<_>) = {
-        let now = sweeper::now()?;
-        let pairs = MANY.ends().flat_map(|(from, to)| CtEntry::pair(&from, &to, 1, 1, now));
+        // Older than what may be forgotten soonest: a round has to look at what a flow is.
+        let seen = sweeper::now()?.wrapping_sub(timeout::CLOSED + 2);
+        let pairs = MANY.ends().flat_map(|(from, to)| CtEntry::pair(&from, &to, 1, 1, seen));
         pairs.map(|(key, entry)| (key, CtEntry { seen: seen::ANY, ..entry })).unzip()
     };
     flows.put_all(&keys, &entries, |index| format!("flow {index}")).map_err(|(_, error)| error)?;
-    // Until each is older than what may be forgotten soonest, and whole rounds from then on: there is a rest after each.
-    thread::sleep(Duration::from_secs(u64::from(timeout::CLOSED) + 2));
-    // Each takes half a minute: the agent rests that long after it.
-    let rounds = if options.quick { 1 } else { 5 };
+    // Whole rounds with the rest after each, half a minute together.
+    let rounds = if options.quick { 1 } else { 3 };
     await_round(node)?;
     let busy = share(&|| (0..rounds).try_for_each(|_| await_round(node)))?;
     ensure!(flows.get(&keys[0])?.is_some(), "live flows were removed");

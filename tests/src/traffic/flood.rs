@@ -46,6 +46,15 @@ impl Flood {
         Ok(Self(Worker::start(format!("the flood to {to}"), move |stop| flood(&socket, interval, stop))?))
     }
 
+    /// [`Flood::stop`] of many: all wait at the same time.
+    ///
+    /// # Errors
+    /// A socket failed in between.
+    pub fn stop_all(floods: Vec<Self>) -> Result<Vec<Tally>> {
+        floods.iter().for_each(|flood| flood.0.tell_to_stop());
+        floods.into_iter().map(Self::stop).collect()
+    }
+
     /// Stops sending, waits for what is under way, and counts.
     ///
     /// # Errors

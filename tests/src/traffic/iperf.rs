@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::{command, netns::Netns};
 
-/// Where a server listens.
-pub const PORT: u16 = 5201;
+/// Where a server listens: a number that a Service's port can have at nodes too.
+pub const PORT: u16 = 30_201;
 
 /// A server that serves one client after the other until dropped.
 #[derive(Debug)]
@@ -38,7 +38,8 @@ impl IperfServer {
     /// iperf3 is not installed, or could not listen.
     pub fn start(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
         let mut command = netns.command("iperf3");
-        command.args(["-s", "-B", &address.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["-s", "-p", &PORT.to_string(), "-B", &address.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("cannot start iperf3")?;
         for _ in 0..200 {
             if netns.run("ss", &format!("-Hltn sport = :{PORT}")).is_ok_and(|listening| !listening.is_empty()) {
@@ -55,13 +56,21 @@ impl IperfServer {
     /// iperf3 failed or the connection did.
     pub fn measure(&self, from: &Netns, to: Ipv4Addr, seconds: u32, extra: &[&str]) -> Result<Throughput> {
         let mut command = from.command("iperf3");
-        command.args(["-J", "-C", "cubic", "--connect-timeout", "3000", "-t", &seconds.to_string(), "-c", &to.to_string()]);
+        command.args(["-J", "-C", "cubic", "--connect-timeout", "3000", "-t", &seconds.to_string()]);
+        command.args(["-c", &to.to_string(), "-p", &PORT.to_string()]);
         let output = command::output(command.args(extra))?;
-        let report: Value = serde_json::from_slice(&output.stdout).context("iperf3's report is no JSON")?;
-        let Some(bits_per_second) = report["end"]["sum_received"]["bits_per_second"].as_f64() else {
-            bail!("iperf3 from {} to {to} (server at {}): {}", from.name(), self.address, report["error"]);
-        };
-        Ok(Throughput { bits_per_second, retransmits: report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or(0) })
+        let throughput = Throughput::read(&output.stdout);
+        throughput.with_context(|| format!("iperf3 from {} to {to} (server at {})", from.name(), self.address))
+    }
+}
+
+impl Throughput {
+    /// Of all streams together, by iperf3's report in JSON.
+    fn read(report: &[u8]) -> Result<Self> {
+        let report: Value = serde_json::from_slice(report).context("its report is no JSON")?;
+        let end = &report["end"];
+        let Some(bits_per_second) = end["sum_received"]["bits_per_second"].as_f64() else { bail!("{}", report["error"]) };
+        Ok(Self { bits_per_second, retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0) })
     }
 }
 
@@ -69,5 +78,21 @@ impl Drop for IperfServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_was_received_or_what_went_wrong() {
+        let report =
+            br#"{"end":{"sum_sent":{"bits_per_second":2.1e9,"retransmits":3},"sum_received":{"bits_per_second":2e9}}}"#;
+        let Throughput { bits_per_second, retransmits } = Throughput::read(report).unwrap();
+        assert_eq!((bits_per_second, retransmits), (2e9, 3));
+        let failed = br#"{"start":{},"end":{},"error":"unable to connect to server"}"#;
+        assert_eq!(Throughput::read(failed).unwrap_err().to_string(), "\"unable to connect to server\"");
+        assert_eq!(Throughput::read(b"").unwrap_err().to_string(), "its report is no JSON");
     }
 }

@@ -30,9 +30,14 @@ impl<T: Send + 'static> Worker<T> {
         Ok(Self { stop, thread: Some(thread) })
     }
 
+    /// It will stop, and is not waited for.
+    pub(super) fn tell_to_stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Stops it, and waits for what it has to say.
     pub(super) fn stop(mut self) -> Result<T> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.tell_to_stop();
         let thread = self.thread.take().ok_or_else(|| anyhow!("already stopped"))?;
         let name = thread.thread().name().unwrap_or_default().to_owned();
         thread.join().map_err(|_| anyhow!("{name} panicked"))
