@@ -27,13 +27,13 @@ mod established;
 mod figure;
 mod first_packet;
 mod flows;
+mod frontends;
 mod hammer;
 mod http;
 mod large;
 mod latency;
 mod machine;
 mod many;
-mod node_port;
 mod packets;
 mod pin;
 pub mod programs;
@@ -44,6 +44,7 @@ mod rival;
 mod samples;
 mod scale;
 mod scene;
+mod sizes;
 mod takeover;
 mod throughput;
 mod translation;
@@ -52,13 +53,14 @@ mod usage;
 use arena::Arena;
 use machine::Facts;
 use report::Report;
+use sizes::Sizes;
 
 use crate::command;
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Fewer and shorter rounds: to see that it works
+    /// Fewer sizes, fewer and shorter rounds, within 4 minutes: to see that it works
     #[arg(long)]
     quick: bool,
     /// Rounds in which contenders take turns
@@ -73,7 +75,7 @@ pub struct Options {
     /// Write a report with plots into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Groups (data, services, programs, control), names of rows or the beginnings of them; all if left out
+    #[arg(help = help_of_words())]
     rows: Vec<String>,
 }
 
@@ -85,6 +87,11 @@ impl Options {
     /// kube-proxy itself, if there is one.
     fn kube_proxy(&self) -> Option<PathBuf> {
         self.kube_proxy.clone().or_else(|| Some(command::program("kube-proxy".as_ref())).filter(|file| file.is_absolute()))
+    }
+
+    /// Rounds of what takes a second or more at each turn.
+    fn long_rounds(&self, full: usize) -> usize {
+        if self.quick { 1 } else { full }
     }
 
     /// Rounds of what swings from one to the next: many short ones have a steadier median than few long ones.
@@ -137,7 +144,9 @@ impl Group {
                  collect-metadata one."
             }
             Self::Services => {
-                "Through a Service over straight to its backend, and beside what kube-proxy writes for the same cluster."
+                "Through a Service over straight to its backend, and beside what kube-proxy writes for the same cluster: a ClusterIP is asked by \
+                 a pod of its backend's node, where its rules weigh most, a NodePort by a host outside. With 30,000 Services the nftables mode is \
+                 left out: the kernel takes minutes for its sets."
             }
             Self::Programs => {
                 "What a program takes for one packet longer than a program that does nothing, by the way that the packet goes. Every run has a system \
@@ -164,6 +173,8 @@ enum How {
     Alone(fn(&Options, &mut Report) -> Result<()>),
     /// In the lab that all such share.
     InArena(fn(&Arena, &Options, &mut Report) -> Result<()>),
+    /// In that of few and many Services, likewise.
+    AtSizes(fn(&Sizes, &Options, &mut Report) -> Result<()>),
 }
 
 impl Measurement {
@@ -184,8 +195,9 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Data, "direct", How::InArena(connections::measure_direct)),
     Measurement::new(Group::Data, "http", How::InArena(http::measure)),
     Measurement::new(Group::Services, "connections", How::Alone(connections::measure)),
-    Measurement::new(Group::Services, "nodeport", How::Alone(node_port::measure)),
-    Measurement::new(Group::Services, "firstpacket", How::Alone(first_packet::measure)),
+    Measurement::new(Group::Services, "firstpacket", How::AtSizes(first_packet::measure)),
+    Measurement::new(Group::Services, "clusterip", How::AtSizes(frontends::cluster_ip)),
+    Measurement::new(Group::Services, "nodeport", How::AtSizes(frontends::node_port)),
     Measurement::new(Group::Services, "established", How::Alone(established::measure)),
     Measurement::new(Group::Services, "translation", How::Alone(translation::measure)),
     Measurement::new(Group::Programs, "programs", How::Alone(programs::measure)),
@@ -198,17 +210,21 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Scale, "many", How::Alone(many::measure)),
 ];
 
+/// All words that ask for something.
+fn words() -> String {
+    let names: Vec<_> = MEASUREMENTS.iter().map(|measurement| measurement.name).collect();
+    format!("the groups {} and the rows {}", Group::ALL.map(Group::name).join(" "), names.join(" "))
+}
+
+fn help_of_words() -> String {
+    format!("Groups, rows or the beginnings of them, all if left out: there are {}", words())
+}
+
 /// The measurements that some words ask for.
 fn chosen(words: &[String]) -> Result<Vec<&'static Measurement>> {
     for word in words {
-        let names: Vec<_> = MEASUREMENTS.iter().map(|measurement| measurement.name).collect();
         let known = MEASUREMENTS.iter().any(|measurement| measurement.answers(word));
-        ensure!(
-            known,
-            "no row or group is called {word}; there are the groups {} and the rows {}",
-            Group::ALL.map(Group::name).join(" "),
-            names.join(" ")
-        );
+        ensure!(known, "no row or group is called {word}; there are {}", self::words());
     }
     let asked = |measurement: &&Measurement| words.is_empty() || words.iter().any(|word| measurement.answers(word));
     Ok(MEASUREMENTS.iter().filter(asked).collect())
@@ -221,17 +237,26 @@ fn chosen(words: &[String]) -> Result<Vec<&'static Measurement>> {
 /// no error: the table says so.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let chosen = chosen(&options.rows)?;
-    let (facts, mut report, mut arena) = (Facts::gather(), Report::default(), None);
+    let (facts, mut report) = (Facts::gather(), Report::default());
+    let (mut arena, mut sizes) = (None, None);
     for Measurement { group, name, how } in chosen {
         eprintln!("{}: measuring {name}", facts.duration());
         report.begin(*group);
+        // A lab that stands idle has agents that would take their share of the CPU.
+        if !matches!(how, How::InArena(_)) {
+            arena = None;
+        }
+        if !matches!(how, How::AtSizes(_)) {
+            sizes = None;
+        }
         let measured = match how {
-            How::Alone(measure) => {
-                // Its agents would take their share of the CPU.
-                arena = None;
-                measure(options, &mut report)
+            How::Alone(measure) => measure(options, &mut report),
+            How::InArena(measure) => {
+                standing(&mut arena, || Arena::build(options)).and_then(|arena| measure(arena, options, &mut report))
             }
-            How::InArena(measure) => in_arena(&mut arena, options).and_then(|arena| measure(arena, options, &mut report)),
+            How::AtSizes(measure) => {
+                standing(&mut sizes, || Sizes::build(options)).and_then(|sizes| measure(sizes, options, &mut report))
+            }
         };
         if let Err(error) = measured {
             report.unmeasured(name, &error);
@@ -241,7 +266,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             report.write(dir, &facts)?;
         }
     }
-    drop(arena);
+    drop((arena, sizes));
     report.print();
     if let Some(dir) = &options.report {
         eprintln!("report: {}", dir.join("README.md").display());
@@ -249,12 +274,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn in_arena<'a>(arena: &'a mut Option<Arena>, options: &Options) -> Result<&'a Arena> {
-    let built = match arena.take() {
+/// A lab that is built where none stands.
+fn standing<L>(lab: &mut Option<L>, build: impl FnOnce() -> Result<L>) -> Result<&L> {
+    let built = match lab.take() {
         Some(standing) => standing,
-        None => Arena::build(options)?,
+        None => build()?,
     };
-    Ok(arena.insert(built))
+    Ok(lab.insert(built))
 }
 
 #[cfg(test)]

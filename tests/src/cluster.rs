@@ -267,6 +267,14 @@ impl Cluster {
         self.put_typed(name, "NodePort", ip, ports.iter().map(|port| port.at_nodes(node_port)).collect())
     }
 
+    /// A Service of type NodePort whose ports have the same numbers at every node as at its virtual IP.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn put_same_ports(&self, name: &str, ip: Ipv4Addr, ports: &[Port]) -> Result<()> {
+        self.put_typed(name, "NodePort", ip, ports.iter().map(|port| port.at_nodes(port.port)).collect())
+    }
+
     fn put_typed(&self, name: &str, kind: &str, ip: Ipv4Addr, ports: Vec<Value>) -> Result<()> {
         let service = json!({
             "apiVersion": "v1", "kind": "Service",

@@ -50,30 +50,30 @@ pub(crate) struct Contender<'a> {
     pub(crate) client: &'a Netns,
     pub(crate) client_address: Ipv4Addr,
     pub(crate) server: &'a Netns,
+    /// Where the server listens.
     pub(crate) server_address: Ipv4Addr,
+    /// What the client asks, at the same port: the server itself, or what leads to it.
+    pub(crate) asked: Ipv4Addr,
 }
 
+/// A namespace, and an address in it.
+pub(crate) type End<'a> = (&'a Netns, Ipv4Addr);
+
 impl<'a> Contender<'a> {
+    /// A client that asks a server.
+    pub(crate) fn new(name: &'static str, client: End<'a>, server: End<'a>) -> Self {
+        let ((client, client_address), (server, server_address)) = (client, server);
+        Self { name, client, client_address, server, server_address, asked: server_address }
+    }
+
     /// Two pods of ours.
     pub(crate) fn of_pods(name: &'static str, client: &'a Pod, server: &'a Pod) -> Self {
-        Self {
-            name,
-            client: &client.netns,
-            client_address: client.address,
-            server: &server.netns,
-            server_address: server.address,
-        }
+        Self::new(name, (&client.netns, client.address), (&server.netns, server.address))
     }
 
     /// Two pods of a plain node.
     fn of_plain(name: &'static str, client: &'a PlainPod, server: &'a PlainPod) -> Self {
-        Self {
-            name,
-            client: &client.netns,
-            client_address: client.address,
-            server: &server.netns,
-            server_address: server.address,
-        }
+        Self::new(name, (&client.netns, client.address), (&server.netns, server.address))
     }
 }
 
@@ -100,13 +100,7 @@ impl Arena {
     /// A direct veth pair, two pods on flannel's bridge, then two pods of ours on one node.
     pub(crate) fn same_node(&self) -> Vec<Contender<'_>> {
         let mut contenders = vec![
-            Contender {
-                name: "veth",
-                client: &self.veth[0],
-                client_address: VETH[0],
-                server: &self.veth[1],
-                server_address: VETH[1],
-            },
+            Contender::new("veth", (&self.veth[0], VETH[0]), (&self.veth[1], VETH[1])),
             Contender::of_plain("flannel", &self.flannel[0], &self.flannel[1]),
         ];
         contenders.extend(self.pods.as_ref().map(|[a, b, _]| Contender::of_pods("shunt", a, b)));
@@ -116,13 +110,7 @@ impl Arena {
     /// The bare underlay, the kernel's ways across it, then two pods of ours.
     pub(crate) fn cross_node(&self) -> Vec<Contender<'_>> {
         let mut contenders = vec![
-            Contender {
-                name: "bare",
-                client: &self.lab.bare[0],
-                client_address: node_address(5),
-                server: &self.lab.bare[1],
-                server_address: node_address(6),
-            },
+            Contender::new("bare", (&self.lab.bare[0], node_address(5)), (&self.lab.bare[1], node_address(6))),
             Contender::of_plain("routes", &self.routes[0], &self.routes[1]),
             Contender::of_plain("flannel", &self.flannel[0], &self.flannel[2]),
             Contender::of_plain("metadata", &self.metadata[0], &self.metadata[1]),

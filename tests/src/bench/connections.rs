@@ -24,7 +24,6 @@ use super::{
 use crate::{
     cluster::{Endpoint, Port},
     lab::eventually,
-    netns::Netns,
     service::SOON,
     synthetic::Cluster,
     translation::Translation,
@@ -32,15 +31,12 @@ use crate::{
 
 /// Outside of what the synthetic cluster uses.
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 10);
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 30_080;
 
 /// Connections straight to a pod.
 pub(super) fn measure_direct(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
     for (place, contenders) in [("same node", arena.same_node()), ("cross node", arena.cross_node())] {
-        let samples = Samples::take(options.rounds(), &contenders, |contender| {
-            let listener = contender.server.inside(|| TcpListener::bind((contender.server_address, PORT)))?;
-            rate(contender, &listener, period(options))
-        })?;
+        let samples = Samples::take(options.rounds(), &contenders, |contender| kiloconnections(contender, period(options)))?;
         samples.publish(report, &format!("TCP connections, {place}"), "k/s", Better::More, Some("connection"));
         let name = format!("{place}, connections/s over flannel's way");
         samples.row(report, &name, "shunt", "flannel", Goal::AtLeast(1.0), "k/s");
@@ -52,11 +48,10 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let mut arena = Arena::build(options)?;
     let Some([client, backend, _]) = &arena.pods else { return Ok(()) };
     let direct = Contender::of_pods("direct", client, backend);
-    let contenders = [direct, Contender { name: "service", server_address: VIP, ..direct }];
+    let contenders = [direct, Contender { name: "service", asked: VIP, ..direct }];
     let ports = [Port::tcp(PORT, PORT)];
     arena.lab.cluster.put_service("web", VIP, &ports)?;
     arena.lab.cluster.put_endpoints("web", &ports, &[Endpoint::ready(backend.address, &backend.node)])?;
-    let listener = backend.netns.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
 
     let sizes: &[u32] = if options.quick { &[10, 10_000] } else { &[10, 1_000, 10_000, 30_000] };
     let ways = [(Translation::Packet, "packet by packet", 0.93), (Translation::Connect, "by connect()", 0.98)];
@@ -64,13 +59,13 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     for size in sizes {
         // One of them is the one that is measured.
         let cluster = Cluster { services: size - 1, ..SYNTHETIC };
-        cluster.write(arena.lab.cluster.dir())?;
+        cluster.write_packed(arena.lab.cluster.dir())?;
         for (way, &(translation, how, goal)) in ways.iter().enumerate() {
             arena.lab.switch_translation("n1", translation)?;
             wait_for_services(arena.lab.node("n1"), u64::from(*size))?;
-            eventually(SOON, || rate(&contenders[1], &listener, Duration::from_millis(10)))?;
+            eventually(SOON, || kiloconnections(&contenders[1], Duration::from_millis(10)))?;
             let samples =
-                Samples::take(options.rounds(), &contenders, |contender| rate(contender, &listener, period(options)))?;
+                Samples::take(options.rounds(), &contenders, |contender| kiloconnections(contender, period(options)))?;
             let name = format!("ClusterIP connections/s over direct, {how}, {size} Services");
             samples.row(report, &name, "service", "direct", Goal::AtLeast(goal), "k/s");
             let mut point = |line: usize, contender| {
@@ -83,28 +78,24 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         }
     }
     let title = "TCP connections through a ClusterIP, same node".to_owned();
-    report.curve(Curve { title, size: "Services", unit: "k/s", lines: lines.to_vec() });
+    report.curve(Curve::over_services(title, "k/s", Better::More, lines.to_vec()));
     Ok(())
 }
 
-pub(super) fn period(options: &Options) -> Duration {
-    Duration::from_millis(if options.quick { 300 } else { 1000 })
+fn period(options: &Options) -> Duration {
+    Duration::from_millis(if options.quick { 150 } else { 1000 })
 }
 
 /// Thousands of connections a second.
-fn rate(contender: &Contender<'_>, listener: &TcpListener, period: Duration) -> Result<Sample> {
-    rate_to(contender.client, SocketAddrV4::new(contender.server_address, PORT), listener, period)
-}
-
-/// The same to wherever a listener's connections come from.
-pub(super) fn rate_to(client: &Netns, to: SocketAddrV4, listener: &TcpListener, period: Duration) -> Result<Sample> {
-    let to = SockaddrIn::from(to);
-    client.inside(|| {
+pub(super) fn kiloconnections(contender: &Contender<'_>, period: Duration) -> Result<Sample> {
+    let listener = contender.server.inside(|| TcpListener::bind((contender.server_address, PORT)))?;
+    let to = SockaddrIn::from(SocketAddrV4::new(contender.asked, PORT));
+    contender.client.inside(|| {
         pin::here();
         let mut connections = 0u32;
         let start = Instant::now();
         while start.elapsed() < period {
-            connection(&to, listener).with_context(|| format!("connection {connections}"))?;
+            connection(&to, &listener).with_context(|| format!("connection {connections}"))?;
             connections += 1;
         }
         let work = f64::from(connections);

@@ -29,7 +29,7 @@ use super::{
     samples::{Sample, Samples},
 };
 
-const PORT: u16 = 7003;
+pub(super) const PORT: u16 = 30_003;
 const CLIENTS: usize = 16;
 /// What a small answer has.
 const BODY: &[u8] = &[b'x'; 1024];
@@ -37,7 +37,7 @@ const BODY: &[u8] = &[b'x'; 1024];
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
-    let period = Duration::from_millis(if options.quick { 200 } else { 500 });
+    let period = Duration::from_millis(if options.quick { 150 } else { 500 });
     for (place, contenders) in [("same node", arena.same_node()), ("cross node", arena.cross_node())] {
         for (how, kept) in [("kept connections", true), ("a connection each", false)] {
             let samples = Samples::take(options.rounds(), &contenders, |contender| kilorequests(contender, kept, period))?;
@@ -50,10 +50,10 @@ pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> 
 }
 
 /// Requests that were answered, in thousands a second.
-fn kilorequests(contender: &Contender<'_>, kept: bool, period: Duration) -> Result<Sample> {
-    let at = SocketAddr::from((contender.server_address, PORT));
-    let listener = contender.server.inside(|| TcpListener::bind(at))?;
+pub(super) fn kilorequests(contender: &Contender<'_>, kept: bool, period: Duration) -> Result<Sample> {
+    let listener = contender.server.inside(|| TcpListener::bind((contender.server_address, PORT)))?;
     listener.set_nonblocking(true)?;
+    let asked = SocketAddr::from((contender.asked, PORT));
     contender.client.inside(|| {
         pin::here();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -63,7 +63,7 @@ fn kilorequests(contender: &Contender<'_>, kept: bool, period: Duration) -> Resu
             tokio::task::spawn_local(serve(listener));
             let start = Instant::now();
             let until = start + period;
-            let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::task::spawn_local(ask(at, kept, until))).collect();
+            let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::task::spawn_local(ask(asked, kept, until))).collect();
             let mut answered = 0.0;
             for client in clients {
                 answered += f64::from(client.await??);

@@ -17,7 +17,7 @@ use super::{
     samples::{Sample, Samples},
 };
 
-const PORT: u16 = 7001;
+pub(super) const PORT: u16 = 30_001;
 
 pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
     let trips = if options.quick { 3_000 } else { 8_000 };
@@ -39,7 +39,7 @@ pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> 
     Ok(())
 }
 
-const PERCENTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
+pub(super) const PERCENTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
 fn publish(samples: &[Samples; 3], report: &mut Report, place: &str) {
     for (samples, (name, _)) in samples.iter().zip(PERCENTILES) {
@@ -55,10 +55,10 @@ fn beside_flannel(samples: &[Samples; 3], report: &mut Report, place: &str, medi
 }
 
 /// The percentiles of a round trip in microseconds.
-fn percentiles(contender: &Contender<'_>, trips: usize) -> Result<Sample<3>> {
+pub(super) fn percentiles(contender: &Contender<'_>, trips: usize) -> Result<Sample<3>> {
     let server = contender.server.inside(|| UdpSocket::bind((contender.server_address, PORT)))?;
     let client = contender.client.inside(|| UdpSocket::bind((contender.client_address, PORT)))?;
-    client.connect((contender.server_address, PORT))?;
+    client.connect((contender.asked, PORT))?;
     client.set_read_timeout(Some(Duration::from_secs(1)))?;
     server.set_read_timeout(Some(Duration::from_secs(2)))?;
     thread::scope(|scope| {

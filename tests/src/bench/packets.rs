@@ -28,7 +28,7 @@ const LARGE: usize = 1354;
 const BATCH: usize = 64;
 
 pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> Result<()> {
-    let period = Duration::from_millis(if options.quick { 300 } else { 400 });
+    let period = Duration::from_millis(if options.quick { 150 } else { 400 });
     for (size, payload, rounds) in [("64 B", SMALL, options.many_rounds()), ("1,400 B", LARGE, options.rounds())] {
         let take = |contenders: &[Contender<'_>]| {
             Samples::take(rounds, contenders, |contender| kilopackets(contender, payload, period))

@@ -36,7 +36,7 @@ pub(super) struct Proxied {
 
 impl Proxied {
     /// With the cluster's state written, and no rules yet.
-    pub(super) fn new(cluster: &Cluster, mode: (&'static str, Mode), options: &Options) -> Result<Self> {
+    pub(super) fn new(cluster: &Cluster, mode: Mode, options: &Options) -> Result<Self> {
         let lab = Lab::wired(&ALONE)?;
         let rival = Rival::set_up(&lab, "n1", mode, options)?;
         let other = rival.pod(&lab, "other", 12)?;

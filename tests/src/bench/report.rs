@@ -12,6 +12,7 @@ use super::{
 
 mod markdown;
 mod plot;
+mod slower;
 
 /// What a figure has to reach.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,7 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let mut line = format!("{:<56}", self.name);
+        let mut line = format!("{:<66}", self.name);
         if let Some(figure) = self.figure {
             let measured = format!("{:.2}{}", figure.median, self.unit);
             let _ = write!(line, " {:>10} {measured:>10} {:>8.2} {:>8.2}", self.goal.shown(self.unit), figure.min, figure.max);
@@ -75,6 +76,8 @@ pub(crate) struct Comparison {
     pub(crate) better: Better,
     /// The first is the one that the others are held against.
     pub(crate) contenders: Vec<Standing>,
+    /// Why ours may be slower than a rival, if that is known.
+    pub(crate) reason: Option<&'static str>,
 }
 
 /// Which end of the scale is the good one.
@@ -93,6 +96,9 @@ pub(crate) struct Standing {
     pub(crate) cpu: Option<(f64, &'static str)>,
 }
 
+/// A name for each line, and what it has at each size.
+pub(crate) type Lines<T> = Vec<(&'static str, Vec<T>)>;
+
 /// One thing measured at several sizes.
 #[derive(Clone, Debug)]
 pub(crate) struct Curve {
@@ -100,7 +106,19 @@ pub(crate) struct Curve {
     /// What is more of from left to right: on a logarithmic scale.
     pub(crate) size: &'static str,
     pub(crate) unit: &'static str,
-    pub(crate) lines: Vec<(&'static str, Vec<(f64, Figure)>)>,
+    pub(crate) better: Better,
+    pub(crate) lines: Lines<(f64, Figure)>,
+    /// What a piece of work is, and how many microseconds of the whole machine's CPU time one took, for each line at its sizes.
+    pub(crate) cpu: Option<(&'static str, Lines<f64>)>,
+    /// Why ours may be slower than a rival, if that is known.
+    pub(crate) reason: Option<&'static str>,
+}
+
+impl Curve {
+    /// Over numbers of Services; CPU time was not counted.
+    pub(crate) fn over_services(title: String, unit: &'static str, better: Better, lines: Lines<(f64, Figure)>) -> Self {
+        Self { title, size: "Services", unit, better, lines, cpu: None, reason: None }
+    }
 }
 
 /// All of a group.
@@ -151,19 +169,31 @@ impl Report {
         self.chapter().comparisons.push(comparison);
     }
 
+    /// Says why ours may be slower than a rival in the comparison that was added last.
+    pub(crate) fn reason(&mut self, reason: &'static str) {
+        if let Some(comparison) = self.chapter().comparisons.last_mut() {
+            comparison.reason = Some(reason);
+        }
+    }
+
     /// Adds what a written report plots over a size.
     pub(crate) fn curve(&mut self, curve: Curve) {
         self.chapter().curves.push(curve);
     }
 
-    /// Prints the table and, last, `N rows, M short`.
+    /// Prints the table, where ours is slower than a rival, and, last, `N rows, M short`.
     pub(crate) fn print(&self) {
-        println!("{:<56} {:>10} {:>10} {:>8} {:>8}", "", "goal", "measured", "min", "max");
+        println!("{:<66} {:>10} {:>10} {:>8} {:>8}", "", "goal", "measured", "min", "max");
         for chapter in &self.chapters {
             println!("{}", chapter.group.name());
             for row in &chapter.rows {
                 println!("{}", row.line());
             }
+        }
+        let beside = slower::Beside::of(&self.chapters);
+        println!("\n{}", beside.summary());
+        for slower in &beside.slower {
+            println!("    {slower}");
         }
         println!("\n{}", self.summary());
     }

@@ -37,7 +37,7 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let targets = [SocketAddrV4::new(b.address, TARGET), SocketAddrV4::new(c.address, TARGET), service.vip];
 
     let (mut lost, mut sent, mut replaced, mut links) = (Vec::new(), 0, Vec::new(), 0);
-    for _ in 0..options.rounds() {
+    for _ in 0..options.long_rounds(options.rounds()) {
         let every = Duration::from_micros(200);
         let floods: Vec<_> = targets.iter().map(|to| Flood::start(&a.netns, *to, every)).collect::<Result<_>>()?;
         thread::sleep(Duration::from_millis(200));
@@ -48,8 +48,7 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         links = count;
         thread::sleep(Duration::from_millis(200));
         let mut gone = 0;
-        for flood in floods {
-            let tally = flood.stop()?;
+        for tally in Flood::stop_all(floods)? {
             gone += tally.lost();
             sent += tally.sent;
         }

@@ -19,8 +19,6 @@ pub(super) const MODES: [(&str, Mode); 2] = [("iptables", Mode::Iptables), ("nft
 /// A node whose agent is not started, with pods.
 #[derive(Debug)]
 pub(super) struct Rival {
-    /// What a contender is called.
-    pub(super) name: &'static str,
     node: FlannelNode,
     pub(super) mode: Mode,
     program: Option<PathBuf>,
@@ -30,10 +28,10 @@ pub(super) struct Rival {
 
 impl Rival {
     /// flannel's part of a node, and two pods.
-    pub(super) fn set_up(lab: &Lab, node: &str, (name, mode): (&'static str, Mode), options: &Options) -> Result<Self> {
+    pub(super) fn set_up(lab: &Lab, node: &str, mode: Mode, options: &Options) -> Result<Self> {
         let flannel = FlannelNode::set_up(lab, node)?;
         let pods = [flannel.pod(lab.node(node), "a", 10)?, flannel.pod(lab.node(node), "b", 11)?];
-        Ok(Self { name, node: flannel, mode, pods, program: options.kube_proxy() })
+        Ok(Self { node: flannel, mode, pods, program: options.kube_proxy() })
     }
 
     /// Its node's name.

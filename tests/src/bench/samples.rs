@@ -39,8 +39,15 @@ struct Taken {
     work: f64,
 }
 
+impl Taken {
+    /// Microseconds of CPU time for a piece of work, if anybody counted.
+    fn cpu(&self) -> Option<f64> {
+        (self.work > 0.0).then(|| self.busy.as_secs_f64() * 1e6 / self.work)
+    }
+}
+
 impl Samples {
-    /// Lets contenders take turns for some rounds, after one that doesn't count.
+    /// Lets contenders take turns for some rounds, after one that doesn't count; a round alone counts.
     pub(crate) fn take<S: Into<Sample>>(
         rounds: usize,
         contenders: &[Contender<'_>],
@@ -58,12 +65,13 @@ impl Samples {
     ) -> Result<[Self; N]> {
         let names = contenders.iter().map(|contender| Taken { name: contender.name, ..Taken::default() });
         let mut all: [Vec<Taken>; N] = std::array::from_fn(|_| names.clone().collect());
-        for round in 0..=rounds {
+        let warming = usize::from(rounds > 1);
+        for round in 0..rounds + warming {
             for (index, contender) in contenders.iter().enumerate() {
                 let before = usage::busy()?;
                 let Sample { values, work } = sample(contender).with_context(|| contender.name)?;
                 let busy = usage::busy()? - before;
-                if round == 0 {
+                if round < warming {
                     continue;
                 }
                 for (taken, value) in all.iter_mut().zip(values) {
@@ -77,14 +85,34 @@ impl Samples {
         Ok(all.map(|contenders| Self { contenders }))
     }
 
+    #[cfg(test)]
+    /// As if contenders had yielded these values, with a second of CPU time for a thousand pieces of work.
+    pub(crate) fn made_up(contenders: &[(&'static str, &[f64])]) -> Self {
+        let taken = |(name, values): &(&'static str, &[f64])| Taken {
+            name,
+            values: values.to_vec(),
+            busy: Duration::from_secs(1),
+            work: 1000.0,
+        };
+        Self { contenders: contenders.iter().map(taken).collect() }
+    }
+
+    fn taken(&self, name: &str) -> Option<&Taken> {
+        self.contenders.iter().find(|taken| taken.name == name)
+    }
+
     fn of(&self, name: &str) -> Option<&[f64]> {
-        let taken = self.contenders.iter().find(|taken| taken.name == name)?;
-        Some(&taken.values)
+        self.taken(name).map(|taken| taken.values.as_slice())
     }
 
     /// A contender's figure.
     pub(crate) fn figure(&self, name: &str) -> Option<Figure> {
         self.of(name).map(Figure::of)
+    }
+
+    /// Microseconds of a contender's CPU time for a piece of work, if anybody counted.
+    pub(crate) fn cpu(&self, name: &str) -> Option<f64> {
+        self.taken(name)?.cpu()
     }
 
     /// A row: ours over a rival's; none if one of them was not measured.
@@ -106,8 +134,25 @@ impl Samples {
         let contenders = self.contenders.iter().map(|taken| Standing {
             name: taken.name,
             figure: Figure::of(&taken.values),
-            cpu: work.filter(|_| taken.work > 0.0).map(|work| (taken.busy.as_secs_f64() * 1e6 / taken.work, work)),
+            cpu: taken.cpu().zip(work),
         });
-        report.comparison(Comparison { title: title.to_owned(), unit, better, contenders: contenders.collect() });
+        let contenders = contenders.collect();
+        report.comparison(Comparison { title: title.to_owned(), unit, better, contenders, reason: None });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_contender_yielded_is_found_by_its_name_and_cpu_time_goes_by_the_work() -> Result<()> {
+        let samples = Samples::made_up(&[("shunt", &[4.0, 6.0, 5.0]), ("flannel", &[2.0])]);
+        let Figure { median, min, max } = samples.figure("shunt").context("it took part")?;
+        assert_eq!((median, min, max, samples.cpu("shunt")), (5.0, 4.0, 6.0, Some(1000.0)));
+        assert!(samples.figure("veth").is_none() && samples.cpu("veth").is_none());
+        // Nobody counted.
+        assert_eq!(Taken { busy: Duration::from_secs(1), work: f64::NAN, ..Taken::default() }.cpu(), None);
+        Ok(())
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     if options.rivals_only {
         return Ok(());
     }
-    let rounds = if options.quick { 1 } else { options.rounds().min(3) };
+    let rounds = options.long_rounds(options.rounds().min(3));
     let (mut took, mut lost, mut gone) = (Vec::new(), Vec::new(), Vec::new());
     let (mut connections, mut datagrams) = (0, 0);
     for _ in 0..rounds {
@@ -107,8 +107,7 @@ fn round() -> Result<Round> {
     lab.node("n1").wait_ready()?;
     let outcome = steady.stop()?;
     let (mut datagrams, mut datagrams_lost) = (0, 0);
-    for flood in floods {
-        let tally = flood.stop()?;
+    for tally in Flood::stop_all(floods)? {
         datagrams += tally.sent;
         datagrams_lost += tally.lost();
     }

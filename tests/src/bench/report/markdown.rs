@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Better, Chapter, Comparison, Curve, Report, Row, plot, shown};
+use super::{
+    Better, Chapter, Comparison, Curve, Figure, Report, Row, plot, shown,
+    slower::{Beside, Slower},
+};
 use crate::bench::machine::Facts;
 
 /// What no figure of a lab can show.
@@ -32,11 +35,32 @@ pub(super) fn write(report: &Report, dir: &Path, facts: &Facts) -> Result<()> {
         let _ = writeln!(text, "| {name} | {} |", cell(fact));
     }
     let _ = writeln!(text, "\n## What these figures cannot show\n\n{LIMITS}");
+    slower_of(&Beside::of(&report.chapters), &mut text);
     for chapter in &report.chapters {
         chapter_of(chapter, dir, &mut text)?;
     }
     let path = dir.join("README.md");
     fs::write(&path, text.trim_end().to_owned() + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn slower_of(beside: &Beside, text: &mut String) {
+    let _ = writeln!(text, "## Where shunt is slower\n\nBy medians, {}.\n", beside.summary());
+    if beside.slower.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "| | | shunt | | rival | reason |\n| --- | --- | --- | --- | --- | --- |");
+    for slower in &beside.slower {
+        let Slower { what, unit, ours, rival, theirs, .. } = slower;
+        let _ = writeln!(
+            text,
+            "| {} | {unit} | {} | {rival} | {} | {} |",
+            cell(what),
+            spread(ours),
+            spread(theirs),
+            cell(slower.reason())
+        );
+    }
+    text.push('\n');
 }
 
 fn chapter_of(chapter: &Chapter, dir: &Path, text: &mut String) -> Result<()> {
@@ -76,10 +100,14 @@ fn table_of_curve(curve: &Curve, text: &mut String) {
     let heads: String = sizes.iter().fold(String::new(), |heads, (size, _)| heads + &format!(" {size} |"));
     let _ = writeln!(text, "| {}, by {} |{heads}\n| --- |{}", curve.unit, curve.size, " --- |".repeat(sizes.len()));
     for (name, points) in &curve.lines {
-        let cells = points.iter().fold(String::new(), |cells, (_, figure)| {
-            cells + &format!(" {} ({}-{}) |", shown(figure.median), shown(figure.min), shown(figure.max))
-        });
+        let cells = points.iter().fold(String::new(), |cells, (_, figure)| cells + &format!(" {} |", spread(figure)));
         let _ = writeln!(text, "| {name} |{cells}");
+    }
+    if let Some((work, lines)) = &curve.cpu {
+        for (name, times) in lines {
+            let cells = times.iter().fold(String::new(), |cells, time| cells + &format!(" {} |", shown(*time)));
+            let _ = writeln!(text, "| {name}, CPU us per {work} |{cells}");
+        }
     }
     text.push('\n');
 }
@@ -99,6 +127,11 @@ fn table_of_comparison(comparison: &Comparison, text: &mut String) {
         let _ = writeln!(text, "{cpu}");
     }
     text.push('\n');
+}
+
+/// A median, and from where to where single rounds went.
+fn spread(figure: &Figure) -> String {
+    format!("{} ({}-{})", shown(figure.median), shown(figure.min), shown(figure.max))
 }
 
 /// Where a plot lies: its title in small letters.
@@ -137,13 +170,15 @@ mod tests {
             unit: "k/s",
             better: Better::More,
             contenders: vec![standing("bare", &[100.0, 110.0], 1.25), standing("shunt", &[75.0, 76.0], 1.75)],
+            reason: None,
         });
         report.begin(Group::Services);
+        let line = |values: [f64; 2]| vec![(10.0, Figure::of(&values[..1])), (1000.0, Figure::of(&values[1..]))];
+        let lines = vec![("shunt", line([9.0, 9.5])), ("iptables", line([8.0, 10.0]))];
         report.curve(Curve {
-            title: "Connections".to_owned(),
-            size: "Services",
-            unit: "k/s",
-            lines: vec![("shunt", vec![(10.0, Figure::of(&[9.0])), (1000.0, Figure::of(&[9.5]))])],
+            cpu: Some(("connection", vec![("shunt", vec![110.0, 105.0])])),
+            reason: Some("it is made up"),
+            ..Curve::over_services("Connections".to_owned(), "k/s", Better::More, lines)
         });
         let dir = tempfile::tempdir().unwrap();
         write(&report, dir.path(), &Facts::default()).unwrap();
@@ -156,6 +191,9 @@ mod tests {
             "| shunt | 75.5 | 75.0 | 76.0 | 0.719 | 1.75 |",
             "| k/s, by Services | 10 | 1000 |",
             "| shunt | 9.00 (9.00-9.00) | 9.50 (9.50-9.50) |",
+            "| shunt, CPU us per connection | 110 | 105 |",
+            "By medians, slower than flannel or a mode of kube-proxy in 1 of 2 figures, 0 of them without a reason given.",
+            "| Connections, 1000 Services | k/s | 9.50 (9.50-9.50) | iptables | 10.0 (10.0-10.0) | it is made up |",
         ] {
             assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
         }
