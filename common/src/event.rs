@@ -14,6 +14,8 @@ pub mod program {
     pub const FROM_WIRE_XDP: u8 = 5;
     /// TC egress of the loopback device.
     pub const FROM_LOOPBACK: u8 = 6;
+    /// TC egress of the underlay.
+    pub const TO_WIRE: u8 = 7;
 
     /// The name of a program as it stands in the object file and in what people read.
     #[must_use]
@@ -25,6 +27,7 @@ pub mod program {
             FROM_HOST => "from_host",
             FROM_WIRE_XDP => "from_wire_xdp",
             FROM_LOOPBACK => "from_loopback",
+            TO_WIRE => "to_wire",
             _ => "unknown",
         }
     }

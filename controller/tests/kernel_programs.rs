@@ -160,6 +160,7 @@ fn a_restart_uses_maps_on_and_replaces_programs_in_place() {
             (Hook::FromPod, VETH, veth),
             (Hook::ToPod, VETH, veth),
             (Hook::FromWire, "eth9", eth9),
+            (Hook::ToWire, "eth9", eth9),
             (Hook::FromHost, "shunt0", tunnel),
             (Hook::FromLoopback, "lo", 1),
             (Hook::FromWireXdp, "eth9", eth9),

@@ -183,8 +183,8 @@ fn every_kind_position_and_policy_has_its_backends_and_its_source(translation: T
                     let source = match position {
                         Position::Pod => address,
                         // Towards a process of the node itself that is the only way back through us.
-                        _ if names == ["n1"] => Ipv4Addr::from(HAIRPIN),
-                        _ if limited => address,
+                        Position::Host if names == ["n1"] => Ipv4Addr::from(HAIRPIN),
+                        _ if limited || names == ["n1"] => address,
                         _ => n1.address(),
                     };
                     // A socket of the node that is connected to one of the node has no need of that: there is no way back to be made sure of.
@@ -204,19 +204,20 @@ fn every_kind_position_and_policy_has_its_backends_and_its_source(translation: T
 fn large_transfers_from_outside_go_both_ways(translation: Translation) -> Result<()> {
     let lab = lab(translation)?;
     let (b, c, d) = (lab.pod("n1", "b")?, lab.pod("n2", "c")?, lab.pod("n2", "d")?);
-    let _servers = (serve_pod(&b)?, serve_pod(&c)?);
-    for pod in [&b, &c] {
+    let n1 = lab.node("n1");
+    let _servers = (serve_pod(&b)?, serve_pod(&c)?, serve(&n1.netns, n1.address(), "n1")?);
+    for (address, node) in [(b.address, "n1"), (c.address, "n2"), (n1.address(), "n1")] {
         put_service(&lab, &json!({}))?;
-        put_endpoints(&lab, &[Endpoint::ready(pod.address, &pod.node)], false)?;
+        put_endpoints(&lab, &[Endpoint::ready(address, node)], false)?;
         // Out of the tunnel and into it again.
-        let at_n1 = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
+        let at_n1 = SocketAddrV4::new(n1.address(), NODE_PORT);
         TcpClient::connect(&d.netns, at_n1)?.exchange(&vec![7; 2 << 20])?;
         // Over `lo`, whose segments are larger than anything behind it carries.
-        TcpClient::connect(&lab.node("n1").netns, at_n1)?.exchange(&vec![7; 2 << 20])?;
+        TcpClient::connect(&n1.netns, at_n1)?.exchange(&vec![7; 2 << 20])?;
         for (_, to, _) in frontends(&lab) {
             TcpClient::connect(lab.outside(), to)?.exchange(&vec![7; 2 << 20])?;
             // In two fragments on the way there and back. The tunnel carries none of an underlay's full size.
-            if pod.node == "n1" {
+            if node == "n1" {
                 let client = UdpClient::bind(lab.outside(), 0)?;
                 client.ask(to, &[9; 2000]).with_context(|| format!("2,000 bytes to {to}"))?;
             }

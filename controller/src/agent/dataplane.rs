@@ -239,7 +239,13 @@ impl Dataplane {
         let underlay = (self.underlay.clone(), self.config.underlay_ifindex);
         let tunnel = (TUNNEL.to_owned(), self.config.tunnel_ifindex);
         let loopback = (LOOPBACK.to_owned(), LOOPBACK_IFINDEX);
-        let hooks = [(Hook::FromHost, &tunnel), (Hook::FromWire, &underlay), (Hook::FromLoopback, &loopback)];
+        // What translates answers comes before what has them asked for.
+        let hooks = [
+            (Hook::FromHost, &tunnel),
+            (Hook::ToWire, &underlay),
+            (Hook::FromWire, &underlay),
+            (Hook::FromLoopback, &loopback),
+        ];
         for (hook, (name, index)) in hooks {
             self.programs.attach(hook, name, *index)?;
             wanted.insert(self.link_name(hook, name));
@@ -316,11 +322,12 @@ impl Dataplane {
         let survey = Survey::make(self.kernel.netlink(), options, own, record)?;
         let hooks = [
             (Hook::FromHost, TUNNEL, self.config.tunnel_ifindex),
+            (Hook::ToWire, self.underlay.as_str(), self.config.underlay_ifindex),
             (Hook::FromWire, self.underlay.as_str(), self.config.underlay_ifindex),
             (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX),
             (Hook::FromWireXdp, self.underlay.as_str(), self.config.underlay_ifindex),
         ];
-        let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..3] };
+        let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..4] };
         let is_same = survey.config == self.config
             && survey.addresses == self.addresses
             && self.are_attached(hooks)?

@@ -41,14 +41,16 @@ pub enum Hook {
     FromHost,
     /// Egress of the loopback device.
     FromLoopback,
+    /// Egress of the underlay.
+    ToWire,
     /// XDP of the underlay.
     FromWireXdp,
 }
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 6] =
-        [Self::FromPod, Self::ToPod, Self::FromWire, Self::FromHost, Self::FromLoopback, Self::FromWireXdp];
+    pub const ALL: [Self; 7] =
+        [Self::FromPod, Self::ToPod, Self::FromWire, Self::FromHost, Self::FromLoopback, Self::ToWire, Self::FromWireXdp];
 
     /// The program's name in the object file.
     #[must_use]
@@ -59,6 +61,7 @@ impl Hook {
             Self::FromWire => program::FROM_WIRE,
             Self::FromHost => program::FROM_HOST,
             Self::FromLoopback => program::FROM_LOOPBACK,
+            Self::ToWire => program::TO_WIRE,
             Self::FromWireXdp => program::FROM_WIRE_XDP,
         })
     }
@@ -66,7 +69,7 @@ impl Hook {
     const fn direction(self) -> TcAttachType {
         match self {
             Self::FromPod | Self::FromWire | Self::FromWireXdp => TcAttachType::Ingress,
-            Self::ToPod | Self::FromHost | Self::FromLoopback => TcAttachType::Egress,
+            Self::ToPod | Self::FromHost | Self::FromLoopback | Self::ToWire => TcAttachType::Egress,
         }
     }
 }

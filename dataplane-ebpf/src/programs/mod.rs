@@ -25,6 +25,7 @@ mod from_wire_xdp;
 mod getpeername4;
 mod getpeername6;
 mod to_pod;
+mod to_wire;
 
 /// EtherTypes that programs tell apart, as loaded.
 mod ethertype {

@@ -281,7 +281,15 @@ pub(crate) fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, n
             let id = unsafe { bpf_get_prandom_u32() } as u16;
             deliver::to_tunnel(skb, hook, Wrap::of(flow, id), underlay, vtep)
         }
-        _ => deliver::to_host(skb, hook.program != program::FROM_POD),
+        _ => {
+            // Whose source is as it came is expected at the interface where it came in.
+            let stays = match hook.program {
+                program::FROM_POD => true,
+                program::FROM_WIRE => !hook.tunnelled && to.src == flow.tuple.src,
+                _ => false,
+            };
+            deliver::to_host(skb, !stays)
+        }
     })
 }
 

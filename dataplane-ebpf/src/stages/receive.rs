@@ -7,7 +7,7 @@ use shunt_common::{
     conntrack::translates,
     flow::Tuple,
     icmp::answer,
-    net::Ip4,
+    net::{Ip4, proto},
     verdict::{Counter, DropReason, Verdict},
     vxlan,
 };
@@ -126,7 +126,8 @@ pub(crate) fn native<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
         true => Frontend::AtNode,
         false => Frontend::None,
     };
-    if flow.icmp != Icmp::Error && frontend == Frontend::None && !snat::is_ours(flow.tuple.dport) {
+    let may_be_known = snat::is_ours(flow.tuple.dport) || snat::is_ours(flow.tuple.sport);
+    if flow.icmp != Icmp::Error && frontend == Frontend::None && !may_be_known {
         return ControlFlow::Break(Verdict::Pass);
     }
     match settle(skb, hook, &mut flow, frontend, None)? {
@@ -139,7 +140,24 @@ pub(crate) fn native<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
 /// A packet that the host's stack sends to a pod: the stack goes on with it, translated if it belongs to a translated flow.
 #[inline(always)]
 pub(crate) fn from_stack<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
-    let Ok(mut flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
+    let Ok(flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
+    go_on(skb, hook, flow)
+}
+
+/// A packet that the host's stack sends out by the underlay: likewise, if it may answer a client of a Service that a process of this node saw
+/// with a port of the node's.
+#[inline(always)]
+pub(crate) fn from_process<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
+    let Ok(flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
+    if flow.part != Part::Later && flow.icmp != Icmp::Error && !snat::is_ours(flow.tuple.dport) {
+        return ControlFlow::Break(Verdict::Pass);
+    }
+    go_on(skb, hook, flow)
+}
+
+/// Translates what belongs to a translated flow, and lets it go on its way.
+#[inline(always)]
+fn go_on<F: Ip>(skb: Skb, hook: Hook, mut flow: Flow<F>) -> Stage<Verdict> {
     fragment::resolve(&mut flow, hook, Unknown::Pass)?;
     if !icmp::translate(skb, &mut flow)?
         && let Some(entry) = conntrack::find::<F>(&flow.tuple)
@@ -205,7 +223,10 @@ fn settle<F: Ip>(
     if if is_frontend { stack::may_have(flow) } else { stack::may_know_arrival() } {
         return ControlFlow::Continue((flow.tuple, Fate::Stacks));
     }
-    if !is_frontend || !may_ask(skb, hook, flow) {
+    if !is_frontend {
+        return tell_apart(flow);
+    }
+    if !may_ask(skb, hook, flow) {
         return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
     }
     let mut opening = Opening::of(flow.tuple);
@@ -218,6 +239,22 @@ fn settle<F: Ip>(
         Served::Dropped(reason) => dropped(reason),
         Served::Not | Served::Stacks => ControlFlow::Continue((flow.tuple, Fate::Nobodys)),
     }
+}
+
+/// A packet of no known flow that asks no Service. Where a backend sees a Service's client with the port that this one comes from, the answers
+/// would be taken for each other: it gets another port too.
+#[inline(always)]
+fn tell_apart<F: Ip>(flow: &Flow<F>) -> Stage<(Tuple<F>, Fate)> {
+    let opens = flow.is_syn() || flow.tuple.proto == proto::UDP;
+    let is_taken = opens
+        && snat::is_ours(flow.tuple.sport)
+        && conntrack::find::<F>(&flow.tuple.reversed()).is_some_and(|entry| entry.translates == translates::HERE);
+    if !is_taken {
+        return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
+    }
+    let mut opening = Opening::of(flow.tuple);
+    done(snat::open(&mut opening))?;
+    ControlFlow::Continue((opening.to, Fate::Translated))
 }
 
 /// What of a Service a packet's destination may be.

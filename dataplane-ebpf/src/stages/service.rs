@@ -47,7 +47,8 @@ pub(crate) enum Client {
     Pod,
     /// This node: it keeps its address, except towards itself; its port is always one of the node's.
     Host,
-    /// Anybody else: shows the node's address, so that the answer comes back here, unless the Service wants its own.
+    /// Anybody else: shows the node's address, so that the answer comes back here, unless the Service wants its own, or a process of this
+    /// node serves, whose answers leave from here.
     Outside,
 }
 
@@ -191,7 +192,11 @@ fn source<F: Ip>(from: &Tuple<F>, backend: F::Addr, who: u32, service: u32) -> (
         };
     }
     match at {
-        // The answer of a process of this node to any other address would leave by a way that does not lead through us.
+        // `to_wire` and `from_host` know the answer of a process of this node by the port, if it has one.
+        Next::Host if who == Client::Outside as u32 && matches!(from.proto, proto::TCP | proto::UDP) => {
+            (client, SourcePort::Allocate)
+        }
+        // The answer to any other address would leave by a way that does not lead through us.
         Next::Host => (F::hairpin(), SourcePort::Allocate),
         Next::Pod { .. } if who == Client::Outside as u32 && service & flags::KEEP_SOURCE != 0 => {
             // A pod may reach this one by another way too, from the same port: then the answers must not be taken for each other. A node

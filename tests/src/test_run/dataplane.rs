@@ -89,6 +89,8 @@ pub struct Dataplane {
     next_backend: u32,
     /// The interface that packets enter by.
     pub ingress: u32,
+    /// The interface by which packets on their way out came in; 0 if the host made them.
+    pub entered_by: u32,
 }
 
 /// Has this test go on on a CPU, by its place among those that it may use.
@@ -155,7 +157,7 @@ impl Dataplane {
         let ebpf = ebpf.unwrap_or_else(|error| panic!("{error}: {error:?}"));
         // A shortcut is one CPU's.
         run_on(0);
-        let mut dataplane = Self { ebpf, next_backend: 1, ingress: IFINDEX };
+        let mut dataplane = Self { ebpf, next_backend: 1, ingress: IFINDEX, entered_by: 0 };
         dataplane.address(POD, Address { mac: Mac { bytes: POD_MAC }, ..address(kind::POD) });
         dataplane.address(OTHER_POD, Address { mac: Mac { bytes: POD_MAC }, ifindex: 77, ..address(kind::POD) });
         dataplane.address(NODE_IP, address(kind::HOST));
@@ -312,8 +314,9 @@ impl Dataplane {
         let before = self.counters();
         let mut out = vec![0; packet.len() + 256];
         let tc: &SchedClassifier = self.ebpf.program(program).expect(program).try_into().expect(program);
-        // struct __sk_buff: ifindex is the eleventh word.
+        // struct __sk_buff: ingress_ifindex and ifindex are the tenth and eleventh words.
         let mut context = [0; 192];
+        context[36..40].copy_from_slice(&self.entered_by.to_ne_bytes());
         context[40..44].copy_from_slice(&self.ingress.to_ne_bytes());
         let options =
             TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ctx_in: Some(&context), ..TestRunOptions::new() };

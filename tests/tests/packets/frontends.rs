@@ -10,7 +10,7 @@ use crate::{
     from_pod::{refusal, reset},
     from_wire::popped,
     harness::{
-        Dataplane, HAIRPIN, NODE_IP, OTHER_POD, OUTSIDE, Outcome, PEER_IP, POD, POD_MAC, REMOTE_POD, TUNNEL_MAC, VIP,
+        Dataplane, NODE_IP, OTHER_POD, OUTSIDE, Outcome, PEER_IP, POD, POD_MAC, REMOTE_POD, TUNNEL_MAC, VIP,
         Verdict::{Drop, Pass, Redirect},
         address, serving,
     },
@@ -118,23 +118,6 @@ fn from_outside_to_a_pod_of_another_node_and_back_through_the_tunnel() {
     let outcome = dataplane.run("from_wire", &tunnel(PEER_IP, &answer, 0).bytes());
     assert_eq!(ends(&outcome), ANSWER);
     assert!(!outcome.counted.contains_key("refused"), "an error has no way back through the tunnel");
-}
-
-#[test]
-fn a_process_of_the_node_answers_a_client_outside_through_us() {
-    let mut dataplane = Dataplane::new();
-    for flags in [0, flags::KEEP_SOURCE] {
-        dataplane.lose_flows();
-        node_port(&mut dataplane, proto::TCP, &[(NODE_IP, 6443)], flags);
-        let syn = arriving(tcp(OUTSIDE, 40_000, NODE_IP, NODE_PORT, SYN).ttl(1));
-        let outcome = dataplane.run("from_wire", &syn.bytes());
-        let port = outcome.snat_port();
-        let mut expected = syn.from(HAIRPIN).sport(port).dport(6443).bytes();
-        expected[..6].copy_from_slice(&TUNNEL_MAC);
-        outcome.is(Redirect, &expected, &["service_new_flow", "snat_new_flow", "to_host"]);
-        let answer = dataplane.run("from_host", &tcp(NODE_IP, 6443, HAIRPIN, port, SYN | ACK).bytes());
-        assert_eq!(ends(&answer), ANSWER);
-    }
 }
 
 #[test]

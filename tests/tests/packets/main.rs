@@ -7,5 +7,6 @@ mod from_wire;
 mod frontends;
 mod shortcut;
 mod to_pod;
+mod to_wire;
 
 use shunt_lab::test_run::{dataplane as harness, packet};

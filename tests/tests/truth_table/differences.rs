@@ -42,8 +42,7 @@ pub(crate) const ON_PURPOSE: [Difference; 4] = [
             Reply::Answered(server, source)
                 if cell.from.is_pod()
                     && Some(source) == cell.from.node().map(Source::Of)
-                    && ![cell.from, Place::Outside].contains(&server)
-                    && (server != cell.served_by() || cell.is_served_by_own_node()) =>
+                    && ![cell.from, Place::Outside].contains(&server) =>
             {
                 Some(Reply::Answered(server, Source::Of(cell.from)))
             }
@@ -63,30 +62,17 @@ pub(crate) const ON_PURPOSE: [Difference; 4] = [
         },
     },
     Difference {
-        name: "a process of the node that serves sees a masqueraded client",
+        name: "a process of the node sees another of the node as 169.254.1.2",
         why: "kube-proxy would masquerade too, but cannot: what is for the node itself never passes POSTROUTING",
-        other: |cell, theirs| process_of_serving_node(cell, theirs, false),
+        other: |cell, theirs| match *theirs {
+            Reply::Answered(server, _) if server == cell.from && server == cell.served_by() && !cell.is_connected() => {
+                Some(Reply::Answered(server, Source::LinkLocal))
+            }
+            _ => None,
+        },
     },
     REFUSED,
 ];
 
-/// Ours that are not right, and last until they are mended.
-pub(crate) const OWED: [Difference; 1] = [Difference {
-    name: "a process of the node doesn't see a client's address that the policy Local keeps",
-    why: "no program of ours is where its answer leaves the node",
-    other: |cell, theirs| process_of_serving_node(cell, theirs, true),
-}];
-
 /// Those of kube-proxy's nftables mode.
 pub(crate) const NFTABLES: [Difference; 1] = [REFUSED];
-
-/// What a process sees of a client that is no pod of its node, where that node serves; where the client's address is to be kept, or not.
-fn process_of_serving_node(cell: &Cell, theirs: &Reply, is_kept: bool) -> Option<Reply> {
-    let Reply::Answered(server, _) = *theirs else { return None };
-    let is_guest = !cell.is_served_by_own_node();
-    let applies = server == cell.served_by()
-        && !cell.is_connected()
-        && (is_guest || cell.from == server)
-        && is_kept == (is_guest && cell.kind != Kind::ClusterIp && cell.service.external_local);
-    applies.then_some(Reply::Answered(server, Source::LinkLocal))
-}

@@ -3,7 +3,7 @@
 use shunt_common::{event::program, net::proto, service::flags};
 
 use crate::test_run::{
-    dataplane::{Dataplane, GATEWAY, NODE_IP, OTHER_POD, OUTSIDE, PEER_IP, POD, REMOTE_POD, VIP, serving},
+    dataplane::{Dataplane, GATEWAY, NODE_IP, OTHER_POD, OUTSIDE, PEER_IP, POD, REMOTE_POD, SNAT_PORTS, VIP, serving},
     packet::{ACK, Packet, SYN, echo, tcp, tunnel, udp},
 };
 
@@ -263,6 +263,22 @@ pub(super) const ALL: &[Path] = &[
         what: "passed, no node port",
         before: &[],
         packet: |_| tcp(NODE_IP, CLIENT_PORT, NODE_IP, 22, ACK),
+        counted: &[],
+        is_short: false,
+    },
+    Path {
+        program: program::TO_WIRE,
+        what: "passed, the tunnel's",
+        before: &[],
+        packet: |_| tunnel(NODE_IP, &udp(POD, CLIENT_PORT, REMOTE_POD, 53), 0),
+        counted: &[],
+        is_short: false,
+    },
+    Path {
+        program: program::TO_WIRE,
+        what: "passed, no flow at a port of the node's",
+        before: &[],
+        packet: |_| tcp(NODE_IP, BACKEND_PORT, OUTSIDE, *SNAT_PORTS.start(), ACK),
         counted: &[],
         is_short: false,
     },

@@ -1,0 +1,24 @@
+//! TC egress of the underlay: what processes of the node answer a Service's clients elsewhere.
+
+use core::ops::ControlFlow;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use shunt_common::{event::program, net::V4, verdict::Verdict};
+
+use super::{act, ethertype, skb};
+use crate::stages::{Hook, receive};
+
+const HOOK: Hook = Hook { program: program::TO_WIRE, egress: true, tunnelled: false };
+
+#[classifier]
+#[inline(always)]
+fn to_wire(ctx: TcContext) -> i32 {
+    let skb = skb(&ctx);
+    let stage = match skb.read::<u16>(12) {
+        // What only passes through the node has been translated where it came in: pods' packets, in the tunnel and out of it.
+        _ if skb.entered_by() != 0 => ControlFlow::Continue(Verdict::Pass),
+        Some(ethertype::IPV4) => receive::from_process::<V4>(skb, HOOK),
+        _ => ControlFlow::Continue(Verdict::Pass),
+    };
+    act(skb, HOOK, stage)
+}
