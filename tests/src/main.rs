@@ -58,7 +58,7 @@ enum Command {
         /// Address and port
         address: SocketAddrV4,
     },
-    /// Measure against a bare wire and flannel's way
+    /// Measure against a bare wire, flannel's way and kube-proxy's rules
     Bench(bench::Options),
 }
 

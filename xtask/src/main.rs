@@ -47,7 +47,7 @@ enum Command {
     Demo(demo::Args),
     /// Keep a lab of network namespaces to play with
     Lab(lab::Args),
-    /// Measure against a bare wire and flannel's way
+    /// Measure against a bare wire, flannel's way and kube-proxy's rules
     Bench(bench::Args),
     /// Renew the committed sizes and times of the eBPF programs, after a change that is meant to change them
     Baseline(baseline::Args),
