@@ -13,7 +13,13 @@ use std::{
 
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, unshare};
+use rtnetlink::{
+    LinkUnspec,
+    packet_core::Nla as _,
+    packet_route::{RouteNetlinkMessage, link::LinkAttribute},
+};
 use shunt::kernel::{
+    headroom::{self, BRIDGE},
     links::{self, Kind, LinksError, TUNNEL, TunnelSpec},
     netlink::Netlink,
     routes::{self, PodSide, Via},
@@ -119,8 +125,57 @@ fn a_taken_port_costs_gro_and_no_more() {
 fn a_foreign_device_of_our_name_is_left_alone() {
     in_namespace(|netlink| {
         ip("link add shunt0 type bridge");
-        assert!(matches!(links::ensure_tunnel(netlink, &SPEC), Err(LinksError::ForeignTunnel)));
+        assert!(matches!(links::ensure_tunnel(netlink, &SPEC), Err(LinksError::Foreign(TUNNEL))));
         assert!(ip("-d link show shunt0").contains("bridge"));
+    });
+}
+
+/// Bytes that a device wants in front of what it sends; `None` where the kernel doesn't say (before 6.14).
+fn needed_headroom(netlink: &mut Netlink, name: &str) -> Option<u16> {
+    /// include/uapi/linux/if_link.h.
+    const IFLA_HEADROOM: u16 = 68;
+    let query = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build());
+    let RouteNetlinkMessage::NewLink(link) = netlink.get(query).unwrap() else { panic!("no link") };
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Other(value) if value.kind() == IFLA_HEADROOM => {
+            let mut bytes = [0; 2];
+            value.emit_value(&mut bytes);
+            Some(u16::from_ne_bytes(bytes))
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn what_a_pod_sends_has_room_for_the_tunnels_headers() {
+    in_namespace(|netlink| {
+        let bridge = headroom::ensure(netlink, MAC).unwrap();
+        ip("link add shunt0123456789 type veth peer name eth7");
+        let port = links::by_name(netlink, "shunt0123456789").unwrap().unwrap();
+        for _ in 0..2 {
+            headroom::join(netlink, bridge, port.index, &port.name).unwrap();
+            let shown = ip("-d link show shunt0123456789");
+            for expected in
+                ["master shunt-pods", "learning off", "isolated on", " flood off", "mcast_flood off", "bcast_flood off"]
+            {
+                assert!(shown.contains(expected), "{expected} is missing: {shown}");
+            }
+            assert_eq!(headroom::ensure(netlink, MAC).unwrap(), bridge, "made once");
+        }
+        let link = links::by_name(netlink, BRIDGE).unwrap().unwrap();
+        assert_eq!((link.mac, link.up), (Some(MAC), true));
+        match needed_headroom(netlink, "eth7") {
+            Some(room) => assert!(u32::from(room) >= links::ENCAPSULATION, "only {room} bytes"),
+            None => eprintln!("not looked at: this kernel doesn't say how much room a device wants"),
+        }
+
+        headroom::remove(netlink).unwrap();
+        assert_eq!(links::by_name(netlink, BRIDGE).unwrap(), None);
+        assert!(links::by_name(netlink, "shunt0123456789").unwrap().is_some(), "a pod does without");
+        headroom::remove(netlink).unwrap();
+        ip("link add shunt-pods type veth peer name eth8");
+        let error = headroom::ensure(netlink, MAC).unwrap_err();
+        assert!(matches!(error, LinksError::Foreign(BRIDGE)), "{error}");
     });
 }
 

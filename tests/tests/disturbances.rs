@@ -69,6 +69,25 @@ fn a_removed_tunnel_device_is_made_again() -> Result<()> {
     Ok(())
 }
 
+/// What the bridge is for is only speed: nothing is lost while it isn't there.
+#[test]
+fn a_removed_bridge_of_pods_is_made_again_and_missed_by_nobody() -> Result<()> {
+    let scene = Scene::build()?;
+    let node = scene.lab.node("n1");
+    let before = node.netns.ifindex("shunt-pods")?;
+    let bridged = || -> Result<()> {
+        let ports = node.netns.ip("-oneline link show master shunt-pods")?;
+        ensure!(ports.contains("shunt-room") && ports.lines().count() == 2, "{ports}");
+        Ok(())
+    };
+    bridged()?;
+    node.netns.ip("link delete shunt-pods")?;
+    scene.works()?;
+    eventually(MENDED, bridged)?;
+    ensure!(node.netns.ifindex("shunt-pods")? != before);
+    scene.is_mended()
+}
+
 #[test]
 fn an_underlay_that_was_down_leads_on_and_no_link_is_lost() -> Result<()> {
     let scene = Scene::build()?;

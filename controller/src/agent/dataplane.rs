@@ -16,6 +16,7 @@ use shunt_common::{
 
 use super::connect::Connect;
 use crate::{
+    attachment::HOST_MAC,
     config::{AgentOptions, PortRange, TunnelDecap},
     install::{
         Record,
@@ -23,7 +24,7 @@ use crate::{
     },
     kernel::{
         bpf::BpfKernel,
-        connect, defrag,
+        connect, defrag, headroom,
         links::{self, ENCAPSULATION, HostAddress, Link, LinksError, TUNNEL, TunnelSpec},
         maps::Maps,
         netlink::Netlink,
@@ -98,6 +99,7 @@ struct Survey {
     config: NodeConfig,
     /// Of all interfaces, without the loopback range.
     addresses: BTreeSet<Ip4>,
+    pods_bridge: Option<u32>,
     notes: Vec<String>,
 }
 
@@ -121,6 +123,16 @@ impl Survey {
         settings::apply(&sysctl::of_host(&underlay.name), record)?;
         notes.extend(local_ports_note(options.config.masquerade_ports, sysctl::local_port_range()));
         Via { tunnel: tunnel.index, node_ip: own.ip }.set_up(netlink, own.mac)?;
+        let pods_bridge = match headroom::ensure(netlink, HOST_MAC) {
+            Ok(index) => {
+                sysctl::apply(&sysctl::of_pod(headroom::BRIDGE))?;
+                Some(index)
+            }
+            Err(error) => {
+                notes.push(format!("pods' datagrams to other nodes cost more CPU than they need to: {}", with_causes(&error)));
+                None
+            }
+        };
         let addresses = links::addresses(netlink)?;
         let config = NodeConfig {
             node_ip: own.ip.into(),
@@ -136,7 +148,7 @@ impl Survey {
         };
         let is_of_node = |ip: &Ipv4Addr| !ip.is_loopback() && *ip != HOST_END;
         let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
-        Ok(Self { underlay, config, addresses, notes })
+        Ok(Self { underlay, config, addresses, pods_bridge, notes })
     }
 }
 
@@ -185,6 +197,8 @@ pub(super) struct Dataplane {
     pub(super) underlay: String,
     /// Addresses of this node's interfaces.
     pub(super) addresses: BTreeSet<Ip4>,
+    /// The bridge that gives pods' datagrams room for the tunnel's headers, where the kernel has one.
+    pub(super) pods_bridge: Option<u32>,
     /// What an operator should know.
     pub(super) notes: Vec<String>,
 }
@@ -219,6 +233,7 @@ impl Dataplane {
             config: survey.config,
             underlay: survey.underlay.name,
             addresses: survey.addresses,
+            pods_bridge: survey.pods_bridge,
             notes,
         };
         dataplane.carry_flows_over();
@@ -330,6 +345,7 @@ impl Dataplane {
         let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..4] };
         let is_same = survey.config == self.config
             && survey.addresses == self.addresses
+            && survey.pods_bridge == self.pods_bridge
             && self.are_attached(hooks)?
             && self.connect.stands(&self.dir)?;
         Ok(if is_same { Found::AsItWas } else { Found::Changed })

@@ -11,6 +11,7 @@ use crate::{
     attachment::{AttachmentKey, Pod},
     kernel::{
         bpf::BpfError,
+        headroom,
         links::{self, Kind, LinksError},
         netlink::Netlink,
         pins::{PinDir, PinError},
@@ -19,6 +20,7 @@ use crate::{
         sysctl::{self, SysctlError},
         table::TableError,
     },
+    problem::with_causes,
     takeover::TakeoverError,
 };
 
@@ -104,6 +106,11 @@ pub(super) fn open(dataplane: &mut Dataplane, pod: &Pod, ifindex: u32) -> Result
         return Ok(());
     }
     sysctl::apply(&sysctl::of_pod(&pod.host_interface))?;
+    if let Some(bridge) = dataplane.pods_bridge
+        && let Err(error) = headroom::join(dataplane.kernel.netlink(), bridge, ifindex, &pod.host_interface)
+    {
+        tracing::warn!(pod = %pod.attachment, "datagrams to other nodes cost more CPU than they need to: {}", with_causes(&error));
+    }
     let node_ip = dataplane.kernel.via().node_ip;
     let side = PodSide { name: &pod.host_interface, index: ifindex, address: pod.address, mac: pod.mac, node_ip };
     Ok(routes::set_up_pod(dataplane.kernel.netlink(), &side)?)

@@ -4,6 +4,7 @@
 use std::{fs, io, path::PathBuf};
 
 use super::{
+    headroom,
     links::{self, LinksError, TUNNEL},
     netlink::Netlink,
     pins::{PinDir, PinError},
@@ -19,7 +20,7 @@ pub struct Removed {
     pub maps: usize,
     /// Routes of the host.
     pub routes: usize,
-    /// Devices: `shunt0` and pods' host sides.
+    /// Devices: `shunt0`, pods' host sides and what gives these room.
     pub devices: usize,
 }
 
@@ -114,7 +115,7 @@ fn remove_devices(netlink: &mut Netlink, removed: &mut Removed, errors: &mut Vec
         Err(error) => return errors.push(error.into()),
     };
     let is_tunnel = |link: &links::Link| link.name == TUNNEL && matches!(link.kind, links::Kind::Vxlan { .. });
-    for link in devices.iter().filter(|link| is_tunnel(link) || links::is_pod_side(link)) {
+    for link in devices.iter().filter(|link| is_tunnel(link) || links::is_pod_side(link) || headroom::is_ours(link)) {
         match links::delete(netlink, link.index, &link.name) {
             Ok(()) => removed.devices += 1,
             Err(error) => errors.push(error.into()),

@@ -16,7 +16,7 @@ use rtnetlink::{
 };
 use shunt_common::net::Mac;
 
-use super::netlink::Netlink;
+use super::{headroom, netlink::Netlink};
 
 /// The name of the idle VXLAN device.
 pub const TUNNEL: &str = "shunt0";
@@ -52,9 +52,9 @@ pub enum LinksError {
         /// Its MTU.
         mtu: u32,
     },
-    /// A device of the tunnel's name is somebody else's.
-    #[error("a device named {TUNNEL} exists and is no VXLAN device: remove or rename it")]
-    ForeignTunnel,
+    /// A device with a name of ours is somebody else's.
+    #[error("a device named {0} exists and is not what shunt makes of that name: remove or rename it")]
+    Foreign(&'static str),
     /// No driver.
     #[error("this kernel has no VXLAN devices: load the module vxlan, or boot a kernel with CONFIG_VXLAN")]
     NoVxlan,
@@ -107,6 +107,8 @@ pub enum Kind {
         /// Whether it takes its tunnel from each packet's metadata.
         external: bool,
     },
+    /// A bridge.
+    Bridge,
     /// Anything else.
     Other,
 }
@@ -142,6 +144,7 @@ impl Kind {
         for info in infos {
             match info {
                 LinkInfo::Kind(InfoKind::Veth) => kind = Self::Veth,
+                LinkInfo::Kind(InfoKind::Bridge) => kind = Self::Bridge,
                 LinkInfo::Data(InfoData::Vxlan(data)) => {
                     let port = data.iter().find_map(|info| if let InfoVxlan::Port(port) = info { Some(*port) } else { None });
                     let external = data.iter().any(|info| matches!(info, InfoVxlan::CollectMetadata(true)));
@@ -271,7 +274,7 @@ const SPARE_PORTS: u16 = 32;
 /// The kernel refuses, or the name is taken by something else.
 pub fn ensure_tunnel(netlink: &mut Netlink, spec: &TunnelSpec) -> Result<Tunnel, LinksError> {
     if let Some(link) = by_name(netlink, TUNNEL)? {
-        let Kind::Vxlan { port, external, .. } = link.kind else { return Err(LinksError::ForeignTunnel) };
+        let Kind::Vxlan { port, external, .. } = link.kind else { return Err(LinksError::Foreign(TUNNEL)) };
         if external && (port == spec.port || !is_free(spec.port)) {
             if link.mtu != spec.mtu || link.mac != Some(spec.mac) || !link.up {
                 let message =
@@ -349,7 +352,7 @@ pub fn delete(netlink: &mut Netlink, index: u32, name: &str) -> Result<(), Links
 }
 
 fn is_ours(link: &Link) -> bool {
-    link.name == TUNNEL || is_pod_side(link)
+    link.name == TUNNEL || is_pod_side(link) || headroom::is_ours(link)
 }
 
 /// Whether a device is the host side of a pod of ours, by name and kind.

@@ -1,5 +1,5 @@
-//! The kernel as the agent sees it. Only this room imports aya, and only it speaks netlink: `netlink`, `links`, `routes`, `ports` and `watch` of
-//! routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter (the plugin has a socket of its own in the pod's namespace).
+//! The kernel as the agent sees it. Only this room imports aya, and only it speaks netlink: `netlink`, `links`, `headroom`, `routes`, `ports`
+//! and `watch` of routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter (the plugin has a socket of its own in the pod's namespace).
 
 pub mod bpf;
 pub mod cleanup;
@@ -9,6 +9,7 @@ pub mod events;
 pub mod fake;
 pub mod features;
 pub mod grace;
+pub mod headroom;
 pub mod links;
 pub mod maps;
 pub mod netlink;

@@ -20,7 +20,7 @@ use shunt_common::{
 };
 
 use super::{
-    links::{LinksError, netlink_error},
+    links::{LinksError, TUNNEL, netlink_error},
     netlink::Netlink,
 };
 
@@ -110,9 +110,7 @@ impl Via {
     /// # Errors
     /// What the kernel answers.
     pub fn set_up(self, netlink: &mut Netlink, mac: Mac) -> Result<(), LinksError> {
-        netlink
-            .request(host_end(self.tunnel), NLM_F_CREATE | NLM_F_REPLACE)
-            .map_err(netlink_error("add the address", HOST_END.to_string()))?;
+        add_host_end(netlink, self.tunnel, TUNNEL)?;
         let neighbour = neighbour(self.tunnel, GATEWAY.into(), mac);
         netlink
             .request(RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE)
@@ -129,6 +127,14 @@ impl Via {
             .map_err(netlink_error("add the route to", GATEWAY.to_string()))?;
         self.add(netlink, &[hairpin()]).map_err(|(_, error)| error)
     }
+}
+
+/// Gives a device of ours the address that lets it take packets in ([`HOST_END`]).
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn add_host_end(netlink: &mut Netlink, index: u32, name: &str) -> Result<(), LinksError> {
+    netlink.request(host_end(index), NLM_F_CREATE | NLM_F_REPLACE).map_err(netlink_error("add an address to", name))
 }
 
 fn host_end(index: u32) -> RouteNetlinkMessage {

@@ -14,7 +14,7 @@ use rtnetlink::{
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{links::TUNNEL, routes::HOST_END};
+use super::{headroom::BRIDGE, links::TUNNEL, routes::HOST_END};
 
 /// What happened, and so what has to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Change {
     #[must_use]
     pub fn concerns_node(&self, underlay: &str) -> bool {
         match self {
-            Self::Device { name, .. } => name == TUNNEL || name == underlay,
+            Self::Device { name, .. } => name == TUNNEL || name == BRIDGE || name == underlay,
             Self::Address => true,
         }
     }

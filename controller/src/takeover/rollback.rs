@@ -24,7 +24,7 @@ use crate::{
     install::{self, settings::SettingsError},
     ipam,
     kernel::{
-        cleanup,
+        cleanup, headroom,
         links::{self, LinksError, TUNNEL},
         maps::Maps,
         netlink::Netlink,
@@ -99,6 +99,7 @@ pub fn run(pins: &PinDir, state_dir: &Path) -> Result<Undone, TakeoverError> {
         // Its routes to virtual IPs go with it.
         links::delete(&mut netlink, link.index, TUNNEL)?;
     }
+    headroom::remove(&mut netlink)?;
     for configuration in &record.configurations {
         conf::put_back(configuration)?;
     }
