@@ -90,9 +90,10 @@ impl Watch {
         self.arrivals.recv_timeout(PATIENCE).context("the bare client hears nothing")
     }
 
-    /// Waits for the end, which the next event brings.
-    pub(super) fn end(self) -> Result<()> {
+    /// Listens no more, and waits for the end, which the next event brings: one that came before would go unnoticed.
+    pub(super) fn end(self, bring_event: impl FnOnce() -> Result<()>) -> Result<()> {
         drop(self.arrivals);
+        bring_event()?;
         self.worker.join().map_err(|_| anyhow!("the bare client panicked"))?
     }
 }
