@@ -68,5 +68,7 @@ abi! {
         pub tunnel_mac: Mac,
         /// Netmask of the underlay, network order: a peer within it is its own next hop, another needs the routing table.
         pub underlay_mask: Ip4,
+        /// 1 if the program at XDP is to send packets of flows under way back out of the underlay, else 0.
+        pub xdp_forwards: u32,
     }
 }

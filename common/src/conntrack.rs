@@ -52,6 +52,8 @@ pub mod seen {
     pub const RST: u8 = 4;
     /// A TCP segment that acknowledges, so that the other end has answered; of flows that are translated [`THERE`](super::translates::THERE).
     pub const ACK: u8 = 8;
+    /// A packet from the wire or the tunnel whose transport checksum stood in it, whole; noted only where the program at XDP asks for it.
+    pub const WHOLE: u8 = 16;
 }
 
 /// Where a packet goes once it is translated, as [`Hop::kind`] says it.

@@ -5,7 +5,7 @@
 pub enum Verdict {
     /// On to the host's stack, or past a hook that had nothing to do.
     Pass,
-    /// A redirect helper has taken the packet.
+    /// A redirect helper has taken the packet; at XDP it goes back out.
     Redirect,
     /// To be dropped, and counted under the reason.
     Drop(DropReason),
@@ -92,6 +92,7 @@ numbered! {
         DirectUntracked = 8, "direct_untracked", "A direct flow found no room to be tracked; it went on untracked.";
         SlowPath = 9, "slow_path", "Left to the host's stack: TTL at its end, too big for the tunnel, or fragments out of order.";
         ServiceConnect = 10, "service_connect", "A connection to a Service was given a backend by connect(): its packets need no translation.";
+        XdpForwarded = 11, "xdp_forwarded", "Sent back out of the underlay by XDP, before the kernel made a packet of it.";
     }
 }
 

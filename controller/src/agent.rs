@@ -21,6 +21,7 @@ mod pulse;
 mod state;
 mod sync;
 mod takeover;
+mod xdp;
 
 use std::{
     io,

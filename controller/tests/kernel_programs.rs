@@ -92,6 +92,7 @@ fn on_node(test: fn(Node)) {
             snat_port_max: 29_999,
             tunnel_mac: MAC,
             underlay_mask: Ip4::new(255, 255, 255, 0),
+            xdp_forwards: 1,
         };
         let dir = PinDir::new(&pins);
         dir.create().unwrap();

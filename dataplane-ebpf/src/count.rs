@@ -8,7 +8,10 @@ use shunt_common::{
 
 use crate::{
     maps::{COUNTERS, DROPS, EVENTS, LISTENERS},
-    packet::skb::{ETH_LEN, Skb},
+    packet::{
+        frame::{ETH_LEN, Frame},
+        skb::Skb,
+    },
 };
 
 #[inline(always)]

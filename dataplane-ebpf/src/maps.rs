@@ -124,6 +124,7 @@ static NODE: NodeConfig = NodeConfig {
     snat_port_max: 0,
     tunnel_mac: Mac::ZERO,
     underlay_mask: Ip4::UNSPECIFIED,
+    xdp_forwards: 0,
 };
 
 /// What the loader knows of the kernel's `struct sk_buff`; constant as above.

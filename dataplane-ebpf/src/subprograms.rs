@@ -124,12 +124,16 @@ extern "C" fn choose_backend_v4(opening: *mut Opening<V4>, client: u32) -> u32 {
     unsafe { opening.as_mut() }.map_or(NULL, |opening| service::try_choose(opening, client))
 }
 
-/// [`deliver::look_for_link`].
+/// [`deliver::look_for_link`]. Whoever asks goes on to send by [`deliver::to_tunnel`], so that the kernel keeps its neighbour entry alive and
+/// fresh.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn find_link(skb: *mut __sk_buff, underlay: u32, link: *mut Link) -> u32 {
     // SAFETY: as above.
-    unsafe { link.as_mut() }.map_or(NULL, |link| deliver::look_for_link(Skb::new(skb), Ip4 { be: underlay }, link))
+    unsafe { link.as_mut() }.map_or(NULL, |link| {
+        *link = deliver::look_for_link(Skb::new(skb), Ip4 { be: underlay });
+        0
+    })
 }
 
 /// [`count::tell`].

@@ -14,10 +14,10 @@ use shunt_common::{
     vxlan,
 };
 
-use super::connect::Connect;
+use super::{connect::Connect, xdp::Xdp};
 use crate::{
     attachment::HOST_MAC,
-    config::{AgentOptions, PortRange, TunnelDecap},
+    config::{AgentOptions, PortRange},
     install::{
         Record,
         settings::{self, SettingsError},
@@ -96,6 +96,7 @@ impl OwnNode {
 /// What was found, and made where it was missing, of devices.
 struct Survey {
     underlay: Link,
+    xdp: Xdp,
     config: NodeConfig,
     /// Of all interfaces, without the loopback range.
     addresses: BTreeSet<Ip4>,
@@ -134,6 +135,7 @@ impl Survey {
             }
         };
         let addresses = links::addresses(netlink)?;
+        let xdp = Xdp::of(options, &underlay);
         let config = NodeConfig {
             node_ip: own.ip.into(),
             underlay_ifindex: underlay.index,
@@ -145,10 +147,11 @@ impl Survey {
             snat_port_max: options.config.masquerade_ports.last,
             tunnel_mac: own.mac,
             underlay_mask: mask(&addresses, &underlay, own.ip),
+            xdp_forwards: u32::from(xdp == Xdp::Forwards),
         };
         let is_of_node = |ip: &Ipv4Addr| !ip.is_loopback() && *ip != HOST_END;
         let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
-        Ok(Self { underlay, config, addresses, pods_bridge, notes })
+        Ok(Self { underlay, xdp, config, addresses, pods_bridge, notes })
     }
 }
 
@@ -186,7 +189,8 @@ pub(super) struct Dataplane {
     dir: PinDir,
     pins: MapPins,
     programs: Programs,
-    use_xdp: bool,
+    /// What is done at XDP.
+    pub(super) xdp: Xdp,
     /// Where connections to Services are given their backends.
     pub(super) connect: Connect,
     /// Interpreter of steps.
@@ -221,13 +225,14 @@ impl Dataplane {
         let programs = Programs::load(OBJECT, &pins, &dir, &survey.config, &capacities)?;
         let mut notes = survey.notes;
         notes.extend(programs.slower().map(|reason| with_causes(reason)));
+        let xdp = if programs.slower().is_some() { survey.xdp.without_sight() } else { survey.xdp };
         let via = Via { tunnel: survey.config.tunnel_ifindex, node_ip: own.ip };
         let kernel = BpfKernel::new(Maps::open(|spec| pins.path(spec))?, netlink, via);
         let dataplane = Self {
             dir,
             pins,
             programs,
-            use_xdp: options.config.tunnel_decap == TunnelDecap::Xdp,
+            xdp,
             connect: Connect::of(options),
             kernel,
             config: survey.config,
@@ -269,14 +274,15 @@ impl Dataplane {
             self.attach_pod(name, *index)?;
             wanted.extend([Hook::FromPod, Hook::ToPod].map(|hook| self.link_name(hook, name)));
         }
-        if self.use_xdp {
+        if self.xdp.is_wanted() {
             match self.programs.attach(Hook::FromWireXdp, &underlay.0, underlay.1) {
                 Ok(_) => {
                     wanted.insert(self.link_name(Hook::FromWireXdp, &underlay.0));
                 }
                 Err(error) => {
-                    self.use_xdp = false;
-                    self.notes.push(format!("tunnel packets are popped by TC, not XDP: {}", with_causes(&error)));
+                    let reason = with_causes(&error);
+                    tracing::warn!("tunnel packets are popped by TC, not XDP: {reason}");
+                    self.xdp = Xdp::Unavailable(reason);
                 }
             }
         }
@@ -342,7 +348,7 @@ impl Dataplane {
             (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX),
             (Hook::FromWireXdp, self.underlay.as_str(), self.config.underlay_ifindex),
         ];
-        let hooks = if self.use_xdp { &hooks[..] } else { &hooks[..4] };
+        let hooks = if self.xdp.is_wanted() { &hooks[..] } else { &hooks[..4] };
         let is_same = survey.config == self.config
             && survey.addresses == self.addresses
             && survey.pods_bridge == self.pods_bridge

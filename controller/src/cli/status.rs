@@ -18,7 +18,7 @@ use crate::{
     socket::{
         self,
         client::Client,
-        protocol::{self, ConnectStatus},
+        protocol::{self, ConnectStatus, XdpStatus},
     },
 };
 
@@ -180,6 +180,9 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     if let Some(connect) = &agent.connect {
         line(text, "Services", &connect_text(connect, counts.pods));
     }
+    if let Some(xdp) = &agent.xdp {
+        line(text, "XDP", &xdp_text(xdp));
+    }
     line(text, "HTTP", &agent.http.map_or_else(|| "off".to_owned(), |address| address.to_string()));
     let counts = format!(
         "{} nodes, {} pods here, {} service ports, {} backends",
@@ -201,6 +204,14 @@ fn connect_text(connect: &ConnectStatus, pods: u64) -> String {
         }
         ConnectStatus::Off => "by packet, as configured".to_owned(),
         ConnectStatus::Unavailable(reason) => format!("by packet: {reason}"),
+    }
+}
+
+fn xdp_text(xdp: &XdpStatus) -> String {
+    match xdp {
+        XdpStatus::Forwards => "in the driver: pops the tunnel, forwards node ports' packets".to_owned(),
+        XdpStatus::Pops(reason) => format!("in the driver: pops the tunnel; node ports' packets are forwarded by TC: {reason}"),
+        XdpStatus::Unavailable(reason) => format!("tunnel packets are popped by TC, not XDP: {reason}"),
     }
 }
 
@@ -274,6 +285,7 @@ mod tests {
             }),
             http: Some("127.0.0.1:9466".parse().unwrap()),
             connect: Some(ConnectStatus::Active { cgroup: "/sys/fs/cgroup".into(), pods: 2 }),
+            xdp: None,
             counts: protocol::Counts { nodes: 2, pods: 3, services: 4, backends: 5 },
             last_sync: Some(protocol::SyncReport { at_unix_ms: 1_000_000, duration_us: 1234, steps: 17 }),
             problems: vec![],
@@ -321,11 +333,11 @@ mod tests {
     #[test]
     fn an_agent_of_before_these_fields_is_understood() {
         let mut value = serde_json::to_value(agent()).unwrap();
-        for field in ["source", "http", "connect"] {
+        for field in ["source", "http", "connect", "xdp"] {
             assert!(value.as_object_mut().unwrap().remove(field).is_some(), "{field}");
         }
         let old: protocol::Status = serde_json::from_value(value).unwrap();
-        assert_eq!((old.source, old.http, old.connect), (None, None, None));
+        assert_eq!((old.source, old.http, old.connect, old.xdp), (None, None, None, None));
     }
 
     #[test]
@@ -345,6 +357,7 @@ mod tests {
             Some(protocol::SourceStatus { from: "files in /etc/cluster".to_owned(), connected: false, heard_at_unix_ms: None });
         sick.http = None;
         sick.connect = Some(ConnectStatus::Unavailable("/sys/fs/cgroup is not a cgroup v2 directory".to_owned()));
+        sick.xdp = Some(XdpStatus::Pops("eth1 is a veth device".to_owned()));
         let mut plane = dataplane();
         plane.links[0].on = None;
         let report = Report::of(Ok(sick), Ok(plane));
@@ -359,6 +372,7 @@ mod tests {
         Underlay:  eth1, pod MTU 1450
         Source:    files in /etc/cluster, NOT CONNECTED
         Services:  by packet: /sys/fs/cgroup is not a cgroup v2 directory
+        XDP:       in the driver: pops the tunnel; node ports' packets are forwarded by TC: eth1 is a veth device
         HTTP:      off
         In force:  2 nodes, 3 pods here, 4 service ports, 5 backends
         Last sync: none yet

@@ -1,5 +1,6 @@
 //! The kernel as the agent sees it. Only this room imports aya, and only it speaks netlink: `netlink`, `links`, `headroom`, `routes`, `ports`
-//! and `watch` of routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter (the plugin has a socket of its own in the pod's namespace).
+//! and `watch` of routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter, `netdev` of drivers (the plugin has a socket of its own in
+//! the pod's namespace).
 
 pub mod bpf;
 pub mod cleanup;
@@ -12,6 +13,7 @@ pub mod grace;
 pub mod headroom;
 pub mod links;
 pub mod maps;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod nf_conntrack;

@@ -27,7 +27,7 @@ const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 
 /// Bytes of `struct nlmsghdr`, and of `struct nfgenmsg` behind it.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
 /// Room for a batch or for answers: the kernel takes a message whole or not at all.
@@ -133,16 +133,17 @@ pub(super) struct Netfilter {
 }
 
 /// One message of an answer.
-struct Answer<'a> {
+pub(super) struct Answer<'a> {
     kind: u16,
     flags: u16,
     sequence: u32,
-    payload: &'a [u8],
+    /// What follows `struct nlmsghdr`.
+    pub(super) payload: &'a [u8],
 }
 
 impl Answer<'_> {
     /// The outcome, if this is one.
-    fn outcome(&self) -> Option<io::Result<()>> {
+    pub(super) fn outcome(&self) -> Option<io::Result<()>> {
         let code = self.payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
         (self.kind == ERROR).then(|| if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) })
     }
@@ -260,7 +261,7 @@ impl Netfilter {
 }
 
 /// Calls `visit` with each message of a datagram.
-fn for_each(mut datagram: &[u8], mut visit: impl FnMut(&Answer<'_>)) {
+pub(super) fn for_each(mut datagram: &[u8], mut visit: impl FnMut(&Answer<'_>)) {
     let u16_at = |bytes: &[u8], at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     while let (Some(length), Some(kind), Some(flags), Some(sequence)) =

@@ -277,7 +277,8 @@ impl Programs {
         match hook {
             Hook::FromWireXdp => {
                 let program = self.xdp(name)?;
-                let id = program.attach(interface, XdpMode::default()).map_err(&failed)?;
+                // In the driver or not at all: what the kernel does in its place comes after the skb is made, and costs more than TC.
+                let id = program.attach(interface, XdpMode::Driver).map_err(&failed)?;
                 let link = program.take_link(id).map_err(&failed)?;
                 FdLink::try_from(link).map_err(link_error("pin", name, interface))
             }

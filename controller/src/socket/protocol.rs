@@ -238,6 +238,9 @@ pub struct Status {
     /// Where connections to Services are given their backends, once the dataplane is up.
     #[serde(default)]
     pub connect: Option<ConnectStatus>,
+    /// What is done at XDP, where that is configured and the dataplane is up.
+    #[serde(default)]
+    pub xdp: Option<XdpStatus>,
     /// Sizes of what is in force.
     pub counts: Counts,
     /// The last time that cluster state was brought into force, if ever.
@@ -276,6 +279,18 @@ pub enum ConnectStatus {
     /// Packets are translated, as configured.
     Off,
     /// Packets are translated, for this reason.
+    Unavailable(String),
+}
+
+/// What is done with packets of the underlay at XDP, in its driver; TC does the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum XdpStatus {
+    /// The tunnel is popped, and packets of clients outside for backends on other nodes are forwarded, and the answers.
+    Forwards,
+    /// The tunnel is popped, and nothing is forwarded, for this reason.
+    Pops(String),
+    /// Nothing, for this reason.
     Unavailable(String),
 }
 

@@ -10,9 +10,10 @@ use shunt_common::{
 };
 
 use super::{
+    frame::{ETH_LEN, Frame},
     refuse::Refusal,
     rewrite::Rewrite,
-    skb::{AF_INET, ETH_LEN, Skb},
+    skb::{AF_INET, Skb},
 };
 use crate::{maps::FamilyMaps, packet::quote::Quote, subprograms::Subprograms};
 
@@ -109,7 +110,7 @@ pub(crate) trait Ip: FamilyMaps + Rewrite + Quote + Refusal + Subprograms {
     fn parse(skb: Skb, at: u64) -> Result<Flow<Self>, DropReason>;
 
     /// The same for a packet as most are ([`Flow::is_plain`], and without IP options), in one go; `None` for every other, right or wrong.
-    fn parse_plain(skb: Skb, at: u64) -> Option<Flow<Self>>;
+    fn parse_plain(frame: impl Frame, at: u64) -> Option<Flow<Self>>;
 
     /// Whether an address is multicast or broadcast.
     fn is_multicast(addr: Self::Addr) -> bool;
@@ -218,12 +219,12 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn parse_plain(skb: Skb, at: u64) -> Option<Flow<V4>> {
-        let headers: PlainHeaders = skb.read(at)?;
+    fn parse_plain(frame: impl Frame, at: u64) -> Option<Flow<V4>> {
+        let headers: PlainHeaders = frame.read(at)?;
         let ip = headers.ip;
         let ip_len = u32::from(u16::from_be(ip.total_len));
         let is_fragment = ip.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0;
-        if ip.version_ihl != 0x45 || is_fragment || ip.ttl <= 1 || ip_len < 28 || ip_len > skb.len() - at as u32 {
+        if ip.version_ihl != 0x45 || is_fragment || ip.ttl <= 1 || ip_len < 28 || ip_len > frame.len() - at as u32 {
             return None;
         }
         let l4 = at + size_of::<Ipv4Header>() as u64;
@@ -231,13 +232,13 @@ impl Ip for V4 {
         let (l4_len, tcp_flags) = match ip.proto {
             proto::UDP => {
                 let udp_len = u32::from(u16::from_be(headers.udp_len));
-                if (udp_len < 8 || udp_len > len) && skb.gso_size() == 0 {
+                if (udp_len < 8 || udp_len > len) && frame.gso_size() == 0 {
                     return None;
                 }
                 (8, 0)
             }
             proto::TCP => {
-                let [offset, flags] = skb.read::<[u8; 2]>(l4 + 12)?;
+                let [offset, flags] = frame.read::<[u8; 2]>(l4 + 12)?;
                 let l4_len = u32::from(offset >> 4) * 4;
                 if l4_len < 20 || l4_len > len || flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
                     return None;

@@ -8,8 +8,9 @@ use shunt_common::{
 };
 
 use super::{
+    frame::{Changed, Frame},
     parse::{Flow, Ipv4Header},
-    skb::{Changed, Skb},
+    skb::Skb,
 };
 
 /// Length of an ICMP error's own header, in front of the quote.

@@ -12,9 +12,10 @@ use shunt_common::{
 };
 
 use super::{
+    frame::{Changed, ETH_LEN, Frame},
     parse::Ipv4Header,
     rewrite::ipv4,
-    skb::{Changed, ETH_LEN, Skb},
+    skb::Skb,
 };
 
 /// What a family must know to refuse a packet.

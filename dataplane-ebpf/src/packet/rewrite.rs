@@ -8,8 +8,9 @@ use shunt_common::{
 };
 
 use super::{
+    frame::{Changed, ETH_LEN, Frame},
     parse::{Flow, Ipv4Header, Part},
-    skb::{Changed, ETH_LEN, Skb},
+    skb::Skb,
 };
 
 /// Offsets in the IPv4 header (RFC 791).
@@ -27,7 +28,7 @@ pub(crate) trait Rewrite: Family {
     fn mending(from: &Tuple<Self>, to: &Tuple<Self>) -> Mending;
 
     /// Makes the packet that `flow` was read from carry `to` instead, and some hops older.
-    fn rewrite(skb: Skb, flow: &Flow<Self>, to: &Tuple<Self>, mending: &Mending, hops: u8) -> Changed;
+    fn rewrite(frame: impl Frame, flow: &Flow<Self>, to: &Tuple<Self>, mending: &Mending, hops: u8) -> Changed;
 
     /// One hop older.
     fn age(skb: Skb) -> Changed;
@@ -57,15 +58,15 @@ impl Rewrite for V4 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: Skb, flow: &Flow<V4>, to: &Tuple<V4>, mending: &Mending, hops: u8) -> Changed {
+    fn rewrite(frame: impl Frame, flow: &Flow<V4>, to: &Tuple<V4>, mending: &Mending, hops: u8) -> Changed {
         let from = &flow.tuple;
         let ports_change = from.sport != to.sport || from.dport != to.dport;
         if flow.part != Part::Later {
             match check_field(from.proto) {
-                Some((check, true)) => skb.fix_l4(flow.l4 + check, mending, from.proto == proto::UDP)?,
+                Some((check, true)) => frame.fix_l4(flow.l4 + check, mending, from.proto == proto::UDP)?,
                 Some((check, false)) if ports_change => {
                     let ports = fold32(mending.all as u64 + (!mending.addresses) as u64);
-                    skb.fix_l4(flow.l4 + check, &Mending { addresses: 0, all: ports }, false)?;
+                    frame.fix_l4(flow.l4 + check, &Mending { addresses: 0, all: ports }, false)?;
                 }
                 // SCTP's CRC covers the whole packet: it cannot be mended by a difference.
                 None if ports_change => return Err(DropReason::RewriteFailed),
@@ -74,12 +75,12 @@ impl Rewrite for V4 {
             if ports_change {
                 match from.proto {
                     // One of the two is the identifier, the other zero.
-                    proto::ICMP => skb.write::<u16>(flow.l4 + 4, to.sport.be | to.dport.be)?,
-                    _ => skb.write::<[u16; 2]>(flow.l4, [to.sport.be, to.dport.be])?,
+                    proto::ICMP => frame.write::<u16>(flow.l4 + 4, to.sport.be | to.dport.be)?,
+                    _ => frame.write::<[u16; 2]>(flow.l4, [to.sport.be, to.dport.be])?,
                 }
             }
         }
-        skb.change::<[u32; 3]>(ETH_LEN + ipv4::TTL, |[word, ..]| {
+        frame.change::<[u32; 3]>(ETH_LEN + ipv4::TTL, |[word, ..]| {
             let [ttl, protocol, c0, c1] = word.to_ne_bytes();
             // TTL is the first byte of its 16-bit word.
             let older = mending.addresses as u64 + !u16::from_ne_bytes([hops, 0]) as u64;

@@ -1,8 +1,6 @@
-//! A packet in an skb: bounds-checked reads and writes, and the helpers that change it.
-//!
-//! On alignment: an IP header stands 14 bytes into a frame, so that its words are misaligned, which an instruction of this machine
-//! may be: the verifier allows it for packets where the CPU does (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS) and rejects the program
-//! elsewhere. Telling the compiler (`read_unaligned`) makes it take every word apart into bytes.
+//! A packet in an skb, and the helpers that change it.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{
@@ -18,17 +16,11 @@ use aya_ebpf::{
 use shunt_common::{
     checksum::{self, Mending},
     config::{SkbLayout, ip_summed},
-    net::Mac,
     verdict::{DropReason, Verdict},
 };
 
+use super::frame::{Changed, ETH_LEN, Frame};
 use crate::maps::skb_layout;
-
-/// Length of an Ethernet header, and so the offset of the network header.
-pub(crate) const ETH_LEN: u64 = 14;
-
-/// All ones above the largest offset of a header field: Ethernet, IP with options, ICMP, a quoted IP header with options, TCP.
-const MAX_OFFSET: u64 = 0xff;
 
 /// The address family in helper arguments.
 pub(crate) const AF_INET: u8 = 2;
@@ -37,9 +29,6 @@ pub(crate) const AF_INET: u8 = 2;
 const PACKET_HOST: u32 = 0;
 /// To another's address.
 const PACKET_OTHERHOST: u32 = 3;
-
-/// The outcome of a change to a packet, which the kernel may refuse.
-pub(crate) type Changed = Result<(), DropReason>;
 
 /// A packet.
 #[derive(Clone, Copy)]
@@ -55,6 +44,47 @@ macro_rules! field {
     }};
 }
 
+impl Frame for Skb {
+    #[inline(always)]
+    fn context(self) -> *mut c_void {
+        self.raw.cast()
+    }
+
+    /// The linear part, which the kernel has made private where a packet is written.
+    #[inline(always)]
+    fn bounds(self) -> (usize, usize) {
+        (field!(self, data) as usize, field!(self, data_end) as usize)
+    }
+
+    #[inline(always)]
+    fn len(self) -> u32 {
+        field!(self, len)
+    }
+
+    #[inline(always)]
+    fn gso_size(self) -> u32 {
+        field!(self, gso_size)
+    }
+
+    /// While it is left to the device only the addresses matter, which its pseudo header has.
+    #[inline(always)]
+    fn fix_l4(self, offset: u64, mending: &Mending, udp: bool) -> Changed {
+        match self.ip_summed() {
+            Some(ip_summed::PARTIAL) => self.change(offset, |check| checksum::mend_partial(check, mending.addresses)),
+            Some(ip_summed::NONE | ip_summed::UNNECESSARY) => {
+                self.change(offset, |check| checksum::mend_whole(check, mending.all, udp))
+            }
+            // The sum beside a packet changes too where its check field alone does: the helper keeps both.
+            _ => {
+                if mending.addresses != 0 {
+                    self.replace_l4(offset, mending.addresses, true, udp)?;
+                }
+                self.replace_l4(offset, checksum::fold32(u64::from(mending.all) + u64::from(!mending.addresses)), false, udp)
+            }
+        }
+    }
+}
+
 impl Skb {
     /// The packet of a program's context.
     #[inline(always)]
@@ -66,12 +96,6 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn raw(self) -> *mut __sk_buff {
         self.raw
-    }
-
-    /// Length in bytes, Ethernet header included.
-    #[inline(always)]
-    pub(crate) fn len(self) -> u32 {
-        field!(self, len)
     }
 
     /// The interface whose hook this is.
@@ -92,12 +116,6 @@ impl Skb {
         field!(self, pkt_type) == PACKET_HOST
     }
 
-    /// Payload bytes of each segment of a packet that is to be segmented, else 0.
-    #[inline(always)]
-    pub(crate) fn gso_size(self) -> u32 {
-        field!(self, gso_size)
-    }
-
     /// Packets that it leaves as.
     #[inline(always)]
     pub(crate) fn segments(self) -> u32 {
@@ -116,40 +134,6 @@ impl Skb {
         Some(unsafe { (start as *const T).read() })
     }
 
-    /// A pointer to `T` at `offset`, if the packet's linear part holds it.
-    #[inline(always)]
-    fn at<T>(self, offset: u64) -> Option<*mut T> {
-        // No header that we look at begins later; the mask tells the verifier so, which forgets what it knew of a value kept on the stack.
-        let start = field!(self, data) as usize + (offset & MAX_OFFSET) as usize;
-        let end = field!(self, data_end) as usize;
-        if start + size_of::<T>() > end { None } else { Some(start as *mut T) }
-    }
-
-    /// Reads `T` at `offset`. `T` is plain bytes or integers.
-    #[inline(always)]
-    pub(crate) fn read<T: Copy>(self, offset: u64) -> Option<T> {
-        // SAFETY: within the packet as checked; any bytes are a `T`. See the module on alignment.
-        self.at::<T>(offset).map(|pointer| unsafe { pointer.read() })
-    }
-
-    /// Writes `T` at `offset`.
-    #[inline(always)]
-    pub(crate) fn write<T: Copy>(self, offset: u64, value: T) -> Changed {
-        let pointer = self.at::<T>(offset).ok_or(DropReason::Malformed)?;
-        // SAFETY: within the packet as checked; the kernel has made the linear part of a packet that is written private.
-        unsafe { pointer.write(value) };
-        Ok(())
-    }
-
-    /// Replaces the `T` at `offset` by what `change` makes of it.
-    #[inline(always)]
-    pub(crate) fn change<T: Copy>(self, offset: u64, change: impl FnOnce(T) -> T) -> Changed {
-        let pointer = self.at::<T>(offset).ok_or(DropReason::Malformed)?;
-        // SAFETY: as for reading and writing.
-        unsafe { pointer.write(change(pointer.read())) };
-        Ok(())
-    }
-
     /// Who is to finish the transport checksum: one of [`ip_summed`], if this kernel lets us see.
     #[inline(always)]
     fn ip_summed(self) -> Option<u8> {
@@ -164,30 +148,17 @@ impl Skb {
         Some(byte >> layout.ip_summed_shift & 3)
     }
 
+    /// Whether its transport checksum is known to stand in it, whole.
+    #[inline(always)]
+    pub(crate) fn has_whole_checksum(self) -> bool {
+        self.ip_summed().is_some_and(|state| state != ip_summed::PARTIAL)
+    }
+
     /// Makes the first `len` bytes linear.
     #[inline(always)]
     pub(crate) fn pull(self, len: u32) -> Changed {
         // SAFETY: a valid context.
         check(unsafe { bpf_skb_pull_data(self.raw, len) })
-    }
-
-    /// Mends the transport checksum at `offset`. While it is left to the device only the addresses matter, which its pseudo header has.
-    /// A UDP checksum of zero stays zero.
-    #[inline(always)]
-    pub(crate) fn fix_l4(self, offset: u64, mending: &Mending, udp: bool) -> Changed {
-        match self.ip_summed() {
-            Some(ip_summed::PARTIAL) => self.change(offset, |check| checksum::mend_partial(check, mending.addresses)),
-            Some(ip_summed::NONE | ip_summed::UNNECESSARY) => {
-                self.change(offset, |check| checksum::mend_whole(check, mending.all, udp))
-            }
-            // The sum beside a packet changes too where its check field alone does: the helper keeps both.
-            _ => {
-                if mending.addresses != 0 {
-                    self.replace_l4(offset, mending.addresses, true, udp)?;
-                }
-                self.replace_l4(offset, checksum::fold32(u64::from(mending.all) + u64::from(!mending.addresses)), false, udp)
-            }
-        }
     }
 
     /// Adds `diff` to the transport checksum at `offset`, by the kernel's own means.
@@ -212,8 +183,8 @@ impl Skb {
         check(unsafe { bpf_skb_adjust_room(self.raw, len as i32, BPF_ADJ_ROOM_MAC, flags) })
     }
 
-    /// Makes room for a VXLAN header where one was popped: the packet still says of itself that it has one (`encapsulation`, the kind of
-    /// segmentation, where the inner headers begin), and by that the kernel would refuse to make room for another.
+    /// Makes room for a VXLAN header where one was popped: the packet may still say of itself that it has one (`encapsulation`, the kind of
+    /// segmentation, where the inner headers begin), and then the kernel refuses to make room for another (EALREADY), the packet being as it was.
     #[inline(always)]
     pub(crate) fn push_again(self, len: u32) -> Changed {
         // SAFETY: a valid context.
@@ -239,13 +210,6 @@ impl Skb {
     pub(crate) fn truncate(self, len: u32) -> Changed {
         // SAFETY: a valid context.
         check(unsafe { bpf_skb_change_tail(self.raw, len, 0) })
-    }
-
-    /// Writes the destination MAC.
-    #[inline(always)]
-    pub(crate) fn set_dst_mac(self, mac: Mac) -> Changed {
-        self.write::<u32>(0, mac.head())?;
-        self.write::<u16>(4, mac.tail())
     }
 
     /// Swaps source and destination MAC.

@@ -8,8 +8,9 @@ use shunt_common::{
 };
 
 use super::{
+    frame::{Changed, ETH_LEN, Frame},
     parse::{Flow, Ipv4Header},
-    skb::{Changed, ETH_LEN, Skb},
+    skb::Skb,
 };
 use crate::maps::node;
 
@@ -32,16 +33,22 @@ impl Wrap {
     }
 }
 
-/// Wraps a packet for a peer; `again` if it was popped before. The outer Ethernet header is left to the redirect.
+/// Wraps a packet for a peer; `again` if it came out of the tunnel. The outer Ethernet header is left to the redirect.
 #[inline(always)]
 pub(crate) fn push(skb: Skb, wrap: Wrap, underlay: Ip4, vtep: Mac, again: bool) -> Changed {
-    if again {
-        skb.push_again(vxlan::OVERHEAD)?;
-    } else {
-        skb.push(vxlan::OVERHEAD)?;
+    match skb.push(vxlan::OVERHEAD) {
+        // Popped at TC, and at XDP if that succeeds.
+        Err(_) if again => skb.push_again(vxlan::OVERHEAD)?,
+        done => done?,
     }
+    cover(skb, wrap, underlay, vtep)
+}
+
+/// Writes the headers of a packet that has room for them.
+#[inline(always)]
+pub(crate) fn cover(frame: impl Frame, wrap: Wrap, underlay: Ip4, vtep: Mac) -> Changed {
     let outer = Outer {
-        total_len: (skb.len() - ETH_LEN as u32) as u16,
+        total_len: (frame.len() - ETH_LEN as u32) as u16,
         tos: wrap.tos,
         id: wrap.id,
         src: node!(node_ip),
@@ -52,8 +59,8 @@ pub(crate) fn push(skb: Skb, wrap: Wrap, underlay: Ip4, vtep: Mac, again: bool) 
         inner_src: node!(tunnel_mac),
         inner_dst: vtep,
     };
-    skb.write(ETH_LEN, outer.words())?;
-    skb.write(ETH_LEN + vxlan::OVERHEAD as u64 - 2, 0x0800u16.to_be())
+    frame.write(ETH_LEN, outer.words())?;
+    frame.write(ETH_LEN + vxlan::OVERHEAD as u64 - 2, 0x0800u16.to_be())
 }
 
 /// Names the backend of a packet that was wrapped for its node.

@@ -6,7 +6,10 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use shunt_common::{event::program, net::V4, verdict::Verdict};
 
 use super::{act, ethertype, skb};
-use crate::stages::{Hook, forward};
+use crate::{
+    packet::frame::Frame,
+    stages::{Hook, forward},
+};
 
 const HOOK: Hook = Hook { program: program::FROM_LOOPBACK, egress: true, tunnelled: false };
 

@@ -6,7 +6,10 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use shunt_common::{event::program, net::V4, verdict::Verdict};
 
 use super::{act, ethertype, skb, unsupported};
-use crate::stages::{Hook, Stage, forward};
+use crate::{
+    packet::frame::Frame,
+    stages::{Hook, Stage, forward},
+};
 
 const HOOK: Hook = Hook { program: program::FROM_POD, egress: false, tunnelled: false };
 

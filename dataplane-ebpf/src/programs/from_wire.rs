@@ -14,8 +14,9 @@ use super::{act, ethertype, from_wire_xdp::Mark, skb};
 use crate::{
     maps::FamilyMaps,
     packet::{
+        frame::{ETH_LEN, Frame},
         parse::{HEADERS, Ipv4Header},
-        skb::{ETH_LEN, Skb},
+        skb::Skb,
         tunnel::{self, Headers},
     },
     stages::{

@@ -1,16 +1,17 @@
-//! XDP of the underlay, optional: pops the tunnel before an skb exists and leaves the rest to `from_wire`.
+//! XDP of the underlay, optional: before an skb exists, sends back out what only comes by (`stages::turn_back`), pops the tunnel of the rest,
+//! and leaves it to `from_wire`.
+
+use core::ops::ControlFlow;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
-    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_meta},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     macros::xdp,
     programs::XdpContext,
 };
 use shunt_common::{
     net::{Ip4, Port, V4},
-    verdict::DropReason,
-    vxlan,
+    verdict::{DropReason, Verdict},
 };
 
 use super::ethertype;
@@ -18,11 +19,12 @@ use crate::{
     count,
     maps::FamilyMaps,
     packet::{
+        frame::{ETH_LEN, Frame},
         parse::Ipv4Header,
-        skb::ETH_LEN,
         tunnel::{self, Headers},
+        xdp::Xdp,
     },
-    stages::{direct::Named, peer},
+    stages::{Stage, direct::Named, done, dropped, peer, turn_back},
 };
 
 /// What a popped packet carries in front of it, so that `from_wire` knows it for one: nothing but an XDP program can put it there.
@@ -65,74 +67,54 @@ impl Mark {
 #[xdp]
 #[inline(always)]
 fn from_wire_xdp(ctx: XdpContext) -> u32 {
-    match run(&ctx) {
-        Ok(()) => XDP_PASS,
-        Err(reason) => {
+    match run(Xdp::new(ctx.as_ptr().cast())) {
+        ControlFlow::Continue(()) | ControlFlow::Break(Verdict::Pass) => XDP_PASS,
+        ControlFlow::Break(Verdict::Redirect) => XDP_TX,
+        ControlFlow::Break(Verdict::Counted) => XDP_DROP,
+        ControlFlow::Break(Verdict::Drop(reason)) => {
             count::count_drop(reason);
             XDP_DROP
         }
     }
 }
 
+/// Goes on with what is `from_wire`'s, which sees the same bytes, or what was inside of the tunnel's.
 #[inline(always)]
-fn run(ctx: &XdpContext) -> Result<(), DropReason> {
-    // What is not clearly a good tunnel packet for this node is left to `from_wire`, which sees the same bytes.
-    if read::<u16>(ctx, 12) != Some(ethertype::IPV4) {
-        return Ok(());
+fn run(packet: Xdp) -> Stage<()> {
+    if packet.read::<u16>(12) != Some(ethertype::IPV4) {
+        return ControlFlow::Continue(());
     }
-    let Some(ip) = read::<Ipv4Header>(ctx, ETH_LEN) else { return Ok(()) };
-    if tunnel::destination(&ip, |at| read(ctx, at)) != Some(V4::node_ip()) {
-        return Ok(());
+    let Some(ip) = packet.read::<Ipv4Header>(ETH_LEN) else { return ControlFlow::Continue(()) };
+    match tunnel::destination(&ip, |at| packet.read(at)) {
+        None => turn_back::native::<V4>(packet),
+        Some(dst) if dst == V4::node_ip() => tunnelled(packet),
+        Some(_) => ControlFlow::Continue(()),
     }
-    let Some(headers) = read::<Headers>(ctx, ETH_LEN) else { return Ok(()) };
-    let available = (ctx.data_end() - ctx.data()) as u32 - ETH_LEN as u32;
-    let opened = tunnel::open(&headers, available)?;
+}
+
+/// A tunnel packet for this node.
+#[inline(always)]
+fn tunnelled(packet: Xdp) -> Stage<()> {
+    let Some(headers) = packet.read::<Headers>(ETH_LEN) else { return ControlFlow::Continue(()) };
+    let opened = done(tunnel::open(&headers, packet.len() - ETH_LEN as u32))?;
+    let inner_dst = packet.read(tunnel::INNER_DST);
+    // Most are for pods.
+    if inner_dst == Some(V4::node_ip().be) {
+        turn_back::tunnelled::<V4>(packet, &opened)?;
+    }
     if !peer::is_node(opened.peer) {
-        return Err(DropReason::TunnelPeerUnknown);
+        return dropped(DropReason::TunnelPeerUnknown);
     }
-    if !opened.is_credible(read(ctx, tunnel::INNER_DST)) {
-        return Err(DropReason::SourceSpoofed);
-    }
-    // The outer Ethernet header becomes the inner one's: its destination is this node.
-    let Some(ethernet) = read::<[u16; 7]>(ctx, 0) else { return Ok(()) };
-    let raw = ctx.as_ptr().cast();
-    // SAFETY: a valid context; the packet is longer than what is cut off, as `open` has seen.
-    if unsafe { bpf_xdp_adjust_head(raw, vxlan::OVERHEAD as i32) } != 0 {
-        return Err(DropReason::RewriteFailed);
-    }
-    write(ctx, ctx.data(), ethernet)?;
-    // SAFETY: a valid context.
-    if unsafe { bpf_xdp_adjust_meta(raw, -(size_of::<Mark>() as i32)) } != 0 {
-        return Err(DropReason::RewriteFailed);
+    if !opened.is_credible(inner_dst) {
+        return dropped(DropReason::SourceSpoofed);
     }
     let (backend, port) = opened.name.map_or((Ip4::UNSPECIFIED, 0), |name| (name.addr, u32::from(name.port.be)));
-    let mark = ctx.metadata();
-    if mark + size_of::<Mark>() > ctx.data() {
-        return Err(DropReason::RewriteFailed);
+    // Nobody would know what a popped packet is without its mark: where the driver carries none `from_wire` pops.
+    if packet.put_meta(Mark { magic: MAGIC, ecn: opened.ecn as u32, backend, port }).is_err() {
+        return ControlFlow::Continue(());
     }
-    // SAFETY: within the metadata as checked.
-    unsafe { (mark as *mut Mark).write(Mark { magic: MAGIC, ecn: opened.ecn as u32, backend, port }) };
-    Ok(())
-}
-
-/// Reads `T` at `offset`, if the packet holds it.
-#[inline(always)]
-fn read<T: Copy>(ctx: &XdpContext, offset: u64) -> Option<T> {
-    let start = ctx.data() + offset as usize;
-    if start + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: within the packet as checked; any bytes are a `T`.
-    Some(unsafe { (start as *const T).read() })
-}
-
-/// Writes `T` at `start`.
-#[inline(always)]
-fn write<T>(ctx: &XdpContext, start: usize, value: T) -> Result<(), DropReason> {
-    if start + size_of::<T>() > ctx.data_end() {
-        return Err(DropReason::TunnelMalformed);
-    }
-    // SAFETY: within the packet as checked.
-    unsafe { (start as *mut T).write(value) };
-    Ok(())
+    // The outer Ethernet header becomes the inner one's: its destination is this node.
+    let Some(ethernet) = packet.read::<[u16; 7]>(0) else { return dropped(DropReason::TunnelMalformed) };
+    done(packet.pop())?;
+    done(packet.write(0, ethernet))
 }

@@ -6,7 +6,10 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use shunt_common::{event::program, net::V4, verdict::Verdict};
 
 use super::{act, ethertype, skb};
-use crate::stages::{Hook, receive};
+use crate::{
+    packet::frame::Frame,
+    stages::{Hook, receive},
+};
 
 const HOOK: Hook = Hook { program: program::TO_WIRE, egress: true, tunnelled: false };
 

@@ -9,8 +9,11 @@ use shunt_common::{
 };
 
 use crate::{
-    maps::note_change,
-    packet::parse::{Flow, Ip, tcp},
+    maps::{node, note_change},
+    packet::{
+        parse::{Flow, Ip, tcp},
+        skb::Skb,
+    },
 };
 
 /// Why a flow could not be opened.
@@ -65,6 +68,14 @@ pub(crate) fn touch<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
 pub(crate) fn note_ack<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
     if flow.tcp_flags & tcp::ACK != 0 && entry.seen & seen::ACK == 0 {
         entry.seen |= seen::ACK;
+    }
+}
+
+/// Notes that the packets under an entry come with whole checksums, so that the program at XDP may mend them: it doesn't see whether they are.
+#[inline(always)]
+pub(crate) fn note_whole<F: Ip>(entry: &mut CtEntry<F>, skb: Skb) {
+    if node!(xdp_forwards) != 0 && entry.seen & seen::WHOLE == 0 && skb.has_whole_checksum() {
+        entry.seen |= seen::WHOLE;
     }
 }
 

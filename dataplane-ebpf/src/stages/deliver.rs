@@ -23,6 +23,7 @@ use crate::{
     count::count,
     maps::node,
     packet::{
+        frame::Frame,
         parse::{Flow, Ip},
         skb::{AF_INET, Skb},
         tunnel::{self, Wrap},
@@ -89,10 +90,8 @@ pub(crate) fn to_link(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, vtep: Mac
 
 /// Asks the kernel for the link to a peer of the tunnel. None if the peer is not reached by the underlay's interface, or the MAC of the next
 /// hop is not known.
-///
-/// Whoever asks goes on to send by [`to_tunnel`], so that the kernel keeps its neighbour entry alive and fresh.
 #[inline(always)]
-pub(crate) fn look_for_link(skb: Skb, underlay: Ip4, link: &mut Link) -> u32 {
+pub(crate) fn look_for_link(frame: impl Frame, underlay: Ip4) -> Link {
     // SAFETY: plain integers and unions of them; all zero is a value.
     let mut params: FibLookup = unsafe { core::mem::zeroed() };
     params.family = AF_INET;
@@ -100,12 +99,22 @@ pub(crate) fn look_for_link(skb: Skb, underlay: Ip4, link: &mut Link) -> u32 {
     params.ifindex = node!(underlay_ifindex);
     params.__bindgen_anon_3.ipv4_src = node!(node_ip).be;
     params.__bindgen_anon_4.ipv4_dst = underlay.be;
+    let found = ask(frame, &mut params, BPF_FIB_LOOKUP_OUTPUT);
+    link_by_underlay(found, &params)
+}
+
+/// Asks the routing table. The number that the helper returns.
+#[inline(always)]
+fn ask(frame: impl Frame, params: &mut FibLookup, flags: u32) -> i64 {
     // SAFETY: the parameters outlive the call and have the length given.
-    let found =
-        unsafe { bpf_fib_lookup(skb.raw().cast(), &raw mut params, size_of::<FibLookup>() as i32, BPF_FIB_LOOKUP_OUTPUT) };
+    unsafe { bpf_fib_lookup(frame.context(), params, size_of::<FibLookup>() as i32, flags) }
+}
+
+/// The link that a look-up has found, if it leaves by the underlay.
+#[inline(always)]
+fn link_by_underlay(found: i64, params: &FibLookup) -> Link {
     let is_found = found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && params.ifindex == node!(underlay_ifindex);
-    *link = if is_found { Link::to(Mac { bytes: params.dmac }, Mac { bytes: params.smac }) } else { Link::NONE };
-    0
+    if is_found { Link::to(Mac { bytes: params.dmac }, Mac { bytes: params.smac }) } else { Link::NONE }
 }
 
 /// To the host's stack. On ingress that is where a passed packet goes; what leaves `shunt0` or came through the tunnel enters again at
@@ -126,24 +135,29 @@ pub(crate) fn to_host(skb: Skb, at_tunnel_device: bool) -> Verdict {
 pub(crate) struct WayOut(FibLookup);
 
 impl WayOut {
-    /// What to ask for a packet that is to leave as `to`.
+    /// What to ask for a packet of some length that is to leave as `to`.
     #[inline(always)]
-    pub(crate) fn of<F: Ip>(skb: Skb, flow: &Flow<F>, to: &Tuple<F>) -> Self {
+    pub(crate) fn of<F: Ip>(to: &Tuple<F>, len: u16) -> Self {
         // SAFETY: plain integers and unions of them; all zero is a value.
         let mut params: FibLookup = unsafe { core::mem::zeroed() };
         F::ask_route(&mut params, to.src, to.dst);
         params.l4_protocol = to.proto;
         params.ifindex = node!(tunnel_ifindex);
-        // Of a train of segments the kernel itself would not ask how long they are.
-        params.__bindgen_anon_1.tot_len = flow.segment_len(skb.gso_size()) as u16;
+        params.__bindgen_anon_1.tot_len = len;
         Self(params)
+    }
+
+    /// The link that it begins with, if that is the underlay's and the packet fits.
+    #[inline(always)]
+    pub(crate) fn link(mut self, frame: impl Frame) -> Link {
+        let found = ask(frame, &mut self.0, 0);
+        link_by_underlay(found, &self.0)
     }
 
     /// Finds it, before the first change to the packet: who is refused must know it again. Says whether the next hop's MAC is known.
     #[inline(always)]
     pub(crate) fn find<F: Ip>(&mut self, skb: Skb, hook: Hook, flow: &Flow<F>) -> Stage<bool> {
-        // SAFETY: the parameters outlive the call and have the length given.
-        let found = unsafe { bpf_fib_lookup(skb.raw().cast(), &raw mut self.0, size_of::<FibLookup>() as i32, 0) };
+        let found = ask(skb, &mut self.0, 0);
         if found < 0 {
             return dropped(DropReason::NoRoute);
         }

@@ -29,8 +29,9 @@ use crate::{
     count::count,
     maps::node,
     packet::{
+        frame::{ETH_LEN, Frame},
         parse::{Flow, Icmp, Ip, Part},
-        skb::{ETH_LEN, Skb},
+        skb::Skb,
         tunnel::Wrap,
     },
 };
@@ -266,7 +267,8 @@ pub(crate) fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, n
             };
         }
         Next::Outside => {
-            let mut way = WayOut::of(skb, flow, to);
+            // Of a train of segments the kernel itself would not ask how long they are.
+            let mut way = WayOut::of(to, flow.segment_len(skb.gso_size()) as u16);
             let has_mac = way.find(skb, hook, flow)?;
             change(skb, hook, flow, to, next)?;
             return ControlFlow::Continue(way.take(skb, hook, has_mac));

@@ -21,6 +21,7 @@ pub(crate) mod service;
 pub(crate) mod shortcut;
 pub(crate) mod snat;
 pub(crate) mod stack;
+pub(crate) mod turn_back;
 
 /// A stage's outcome: go on with a `T`, or the packet's way ends here.
 pub(crate) type Stage<T> = ControlFlow<Verdict, T>;

@@ -27,8 +27,9 @@ use super::{
 use crate::{
     count::count,
     packet::{
+        frame::ETH_LEN,
         parse::{Flow, Icmp, Ip, Part},
-        skb::{ETH_LEN, Skb},
+        skb::Skb,
         tunnel::Opened,
     },
 };
@@ -112,20 +113,11 @@ pub(crate) fn from_tunnel<F: Ip>(
 #[inline(always)]
 pub(crate) fn native<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
     let Ok(mut flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
-    let is_virtual = flow.tuple.dst != F::node_ip()
-        && match route::owner::<F>(flow.tuple.dst) {
-            Some(kind::SERVICE) => true,
-            Some(kind::HOST) => false,
-            _ => return ControlFlow::Break(Verdict::Pass),
-        };
+    let Some(place) = place::<F>(flow.tuple.dst) else { return ControlFlow::Break(Verdict::Pass) };
     if flow.part != Part::Whole {
         fragment::resolve(&mut flow, hook, Unknown::Pass)?;
     }
-    let frontend = match service::is_at_node(&flow) {
-        _ if is_virtual => Frontend::Virtual,
-        true => Frontend::AtNode,
-        false => Frontend::None,
-    };
+    let frontend = frontend(&flow, place);
     let may_be_known = snat::is_ours(flow.tuple.dport) || snat::is_ours(flow.tuple.sport);
     if flow.icmp != Icmp::Error && frontend == Frontend::None && !may_be_known {
         return ControlFlow::Break(Verdict::Pass);
@@ -134,6 +126,38 @@ pub(crate) fn native<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
         (to, Fate::Translated) => forward::send(skb, hook, &flow, &to, route::lookup_as::<F>(to.dst, true)),
         (to, Fate::TranslatedThere) => direct::send(skb, hook, &flow, &to),
         _ => ControlFlow::Break(Verdict::Pass),
+    }
+}
+
+/// Where a packet from the wire goes that is for this machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// To an address of this node.
+    Node,
+    /// To a virtual IP.
+    Virtual,
+}
+
+/// Which of the two an address is, if it is one.
+#[inline(always)]
+pub(crate) fn place<F: Ip>(dst: F::Addr) -> Option<Place> {
+    if dst == F::node_ip() {
+        return Some(Place::Node);
+    }
+    match route::owner::<F>(dst) {
+        Some(kind::SERVICE) => Some(Place::Virtual),
+        Some(kind::HOST) => Some(Place::Node),
+        _ => None,
+    }
+}
+
+/// What of a Service a packet to such a place may be for.
+#[inline(always)]
+pub(crate) fn frontend<F: Ip>(flow: &Flow<F>, place: Place) -> Frontend {
+    match place {
+        Place::Virtual => Frontend::Virtual,
+        Place::Node if service::is_at_node(flow) => Frontend::AtNode,
+        Place::Node => Frontend::None,
     }
 }
 
@@ -213,7 +237,10 @@ fn settle<F: Ip>(
                     conntrack::note_ack(entry, flow);
                     Fate::TranslatedThere
                 }
-                _ => Fate::Translated,
+                _ => {
+                    conntrack::note_whole(entry, skb);
+                    Fate::Translated
+                }
             };
             return ControlFlow::Continue((entry.translated(flow.tuple.proto), fate));
         }
@@ -259,7 +286,7 @@ fn tell_apart<F: Ip>(flow: &Flow<F>) -> Stage<(Tuple<F>, Fate)> {
 
 /// What of a Service a packet's destination may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Frontend {
+pub(crate) enum Frontend {
     /// Nothing.
     None,
     /// A port at an address of this node.

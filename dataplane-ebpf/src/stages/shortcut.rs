@@ -81,13 +81,30 @@ pub(crate) fn find<F: Ip>(hook: Hook, ingress: u32, flow: &Flow<F>, before: Befo
     Some(shortcut)
 }
 
-/// Keeps what was decided for a packet, and the link to its next hop if it goes through the tunnel. What depends on more than a packet's ends is decided anew each time.
+/// Keeps what was decided for a packet, and the link to its next hop if it goes through the tunnel. What depends on more than a packet's ends
+/// is decided anew each time.
 #[inline(always)]
 pub(crate) fn keep<F: Ip>(skb: Skb, flow: &Flow<F>, now: Now, to: &Tuple<F>, next: Next, tenant: Tenant) {
     if !flow.is_plain() || !matches!(next, Next::Pod { .. } | Next::Tunnel { .. }) {
         return;
     }
-    let Some(slot) = slot(flow) else { return };
+    if let Some(slot) = put(flow, now, to, next, tenant)
+        && let Next::Tunnel { underlay, .. } = next
+    {
+        find_link(skb.raw(), underlay.be, &raw mut slot.link);
+    }
+}
+
+/// Gives a plain packet's slot to what was decided for it, without a link.
+#[inline(always)]
+pub(crate) fn put<F: Ip>(
+    flow: &Flow<F>,
+    now: Now,
+    to: &Tuple<F>,
+    next: Next,
+    tenant: Tenant,
+) -> Option<&'static mut Shortcut<F>> {
+    let slot = slot(flow)?;
     // Field by field: a whole one on the stack, to be copied, would take more of that than there is.
     slot.key = CtKey::of(&flow.tuple);
     slot.program = now.program;
@@ -105,9 +122,15 @@ pub(crate) fn keep<F: Ip>(skb: Skb, flow: &Flow<F>, now: Now, to: &Tuple<F>, nex
     slot.dport = to.dport;
     slot.hop = next.remember(now.epoch, now.ingress);
     slot.link = Link::NONE;
-    if let Next::Tunnel { underlay, .. } = next {
-        find_link(skb.raw(), underlay.be, &raw mut slot.link);
-    }
+    Some(slot)
+}
+
+/// The identification of the tunnel packet that takes some segments: consecutive, as the receiver's GRO wants them.
+#[inline(always)]
+pub(crate) fn next_id<F: Ip>(shortcut: &mut Shortcut<F>, segments: u32) -> u16 {
+    let id = shortcut.id;
+    shortcut.id = id.wrapping_add(segments);
+    id as u16
 }
 
 /// Sends a packet the short way.
@@ -118,10 +141,7 @@ pub(crate) fn take<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, shortcut: &mut S
     ControlFlow::Continue(match Next::of(&shortcut.hop) {
         Some(Next::Pod { ifindex, mac }) => deliver::to_pod(skb, hook, ifindex, mac),
         Some(Next::Tunnel { underlay, vtep }) => {
-            // Consecutive, as the receiver's GRO wants them.
-            let id = shortcut.id;
-            shortcut.id = id.wrapping_add(skb.segments());
-            let wrap = Wrap::of(flow, id as u16);
+            let wrap = Wrap::of(flow, next_id(shortcut, skb.segments()));
             if shortcut.link.is_known() {
                 deliver::to_link(skb, hook, wrap, underlay, vtep, shortcut.link)
             } else {

@@ -146,6 +146,7 @@ impl Dataplane {
             snat_port_max: *SNAT_PORTS.end(),
             tunnel_mac: Mac { bytes: TUNNEL_MAC },
             underlay_mask: ip4("255.255.255.0"),
+            xdp_forwards: 1,
         }
     }
 
@@ -342,6 +343,7 @@ impl Dataplane {
         let verdict = match result.return_value {
             1 => Verdict::Drop,
             2 => Verdict::Pass,
+            3 => Verdict::Redirect,
             other => panic!("from_wire_xdp returned {other}"),
         };
         self.outcome(verdict, out, &before)

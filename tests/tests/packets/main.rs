@@ -8,5 +8,6 @@ mod frontends;
 mod shortcut;
 mod to_pod;
 mod to_wire;
+mod turn_back;
 
 use shunt_lab::test_run::{dataplane as harness, packet};

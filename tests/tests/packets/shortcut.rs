@@ -240,7 +240,7 @@ fn what_comes_out_of_the_tunnel_has_shortcuts_too() {
 }
 
 /// Runs a command of iproute2 or sysctl in this thread's namespace.
-fn system(command: &str) {
+pub(crate) fn system(command: &str) {
     let mut words = command.split_whitespace();
     let program = shunt_lab::command::program(words.next().expect("a command").as_ref());
     let output = std::process::Command::new(program).args(words).output().expect(command);

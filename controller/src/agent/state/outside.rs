@@ -11,6 +11,7 @@ use crate::{
         clients,
         connect::Connect,
         health::{Subject, Weight},
+        xdp::Xdp,
     },
     cluster::Reception,
     config::SourceOptions,
@@ -18,7 +19,7 @@ use crate::{
     ipam::book::Tally,
     metrics::{self, exposition::Exposition},
     problem::Problem,
-    socket::protocol::{ConnectStatus, Counts, SourceStatus, Status},
+    socket::protocol::{ConnectStatus, Counts, SourceStatus, Status, XdpStatus},
 };
 
 impl State {
@@ -59,6 +60,7 @@ impl State {
             source: Some(self.source_status()),
             http: self.options.config.http_listen,
             connect: self.connect_status(),
+            xdp: self.xdp_status(),
             counts: Counts {
                 nodes: self.remarks.nodes,
                 pods: self.up.as_ref().map_or(0, |up| up.pods.len() as u64),
@@ -81,6 +83,15 @@ impl State {
             Connect::Off => ConnectStatus::Off,
             Connect::Unavailable(reason) => ConnectStatus::Unavailable(reason.clone()),
         })
+    }
+
+    fn xdp_status(&self) -> Option<XdpStatus> {
+        match self.up.as_ref()?.dataplane.xdp.clone() {
+            Xdp::Off => None,
+            Xdp::Forwards => Some(XdpStatus::Forwards),
+            Xdp::Pops(reason) => Some(XdpStatus::Pops(reason)),
+            Xdp::Unavailable(reason) => Some(XdpStatus::Unavailable(reason)),
+        }
     }
 
     fn source_status(&self) -> SourceStatus {

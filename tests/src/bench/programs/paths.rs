@@ -14,6 +14,8 @@ const AT_POD: u16 = 82;
 const NOWHERE: u16 = 83;
 /// A node port with a backend at [`POD`].
 const NODE_PORT: u16 = 30_080;
+/// A node port with a backend at [`REMOTE_POD`].
+const NODE_PORT_THERE: u16 = 30_081;
 const BACKEND_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40_000;
 
@@ -51,11 +53,13 @@ pub(super) fn furnish(dataplane: &mut Dataplane) {
     dataplane.service(VIP, NOWHERE, proto::TCP, &[]);
     let run = dataplane.run_of(&[(POD, BACKEND_PORT)]);
     dataplane.node_port(NODE_PORT, proto::TCP, serving(run, flags::EXTERNAL));
+    let run = dataplane.run_of(&[(REMOTE_POD, BACKEND_PORT)]);
+    dataplane.node_port(NODE_PORT_THERE, proto::TCP, serving(run, flags::EXTERNAL));
 }
 
-/// From outside, to this machine's own address on the link: `lo` has none.
-fn from_outside(flags: u8, port: u16) -> Packet {
-    tcp(OUTSIDE, port, NODE_IP, NODE_PORT, flags).macs([0; 6], [2, 0, 0, 0, 0, 9])
+/// From outside to a node port, to this machine's own address on the link: `lo` has none.
+fn from_outside(flags: u8, port: u16, node_port: u16) -> Packet {
+    tcp(OUTSIDE, port, NODE_IP, node_port, flags).macs([0; 6], [2, 0, 0, 0, 0, 9])
 }
 
 /// A port of its own.
@@ -198,15 +202,15 @@ pub(super) const ALL: &[Path] = &[
         program: program::FROM_WIRE,
         what: "node port, new flow",
         before: &[],
-        packet: |number| from_outside(SYN, port(number)),
+        packet: |number| from_outside(SYN, port(number), NODE_PORT),
         counted: &["service_new_flow", "snat_new_flow", "to_local_pod"],
         is_short: false,
     },
     Path {
         program: program::FROM_WIRE,
         what: "node port, known flow",
-        before: &[(program::FROM_WIRE, || from_outside(SYN, CLIENT_PORT))],
-        packet: |_| from_outside(ACK, CLIENT_PORT),
+        before: &[(program::FROM_WIRE, || from_outside(SYN, CLIENT_PORT, NODE_PORT))],
+        packet: |_| from_outside(ACK, CLIENT_PORT, NODE_PORT),
         counted: &["to_local_pod"],
         is_short: false,
     },
@@ -233,6 +237,28 @@ pub(super) const ALL: &[Path] = &[
         packet: |_| tcp(OUTSIDE, CLIENT_PORT, NODE_IP, 22, ACK),
         counted: &[],
         is_short: false,
+    },
+    Path {
+        program: program::FROM_WIRE_XDP,
+        what: "node port, known flow, encapsulated",
+        before: &[
+            (program::FROM_WIRE, || from_outside(SYN, CLIENT_PORT, NODE_PORT_THERE)),
+            (program::FROM_WIRE, || from_outside(ACK, CLIENT_PORT, NODE_PORT_THERE)),
+        ],
+        packet: |_| from_outside(ACK, CLIENT_PORT, NODE_PORT_THERE),
+        counted: &["to_tunnel", "xdp_forwarded"],
+        is_short: true,
+    },
+    Path {
+        program: program::FROM_WIRE_XDP,
+        what: "passed, node port, known flow with a backend here",
+        before: &[
+            (program::FROM_WIRE, || from_outside(SYN, CLIENT_PORT, NODE_PORT)),
+            (program::FROM_WIRE, || from_outside(ACK, CLIENT_PORT, NODE_PORT)),
+        ],
+        packet: |_| from_outside(ACK, CLIENT_PORT, NODE_PORT),
+        counted: &[],
+        is_short: true,
     },
     Path {
         program: program::FROM_HOST,
