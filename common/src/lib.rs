@@ -22,6 +22,7 @@ pub mod maps;
 pub mod net;
 pub mod service;
 pub mod shortcut;
+pub mod snat;
 pub mod tcp;
 pub mod timeout;
 pub mod verdict;

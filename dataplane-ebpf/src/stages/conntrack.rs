@@ -135,22 +135,27 @@ pub(crate) fn reserve<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) -> Result<(), R
 /// Frees the key of an answer if its holder is over.
 #[inline(always)]
 pub(crate) fn reclaim_over<F: Ip>(answer: &CtKey<F>) {
-    if let Some(holder) = F::conntrack().get_ptr_mut(answer)
-        // SAFETY: as for `find`.
-        && let holder = unsafe { &*holder }
-        && is_over(holder, answer.proto as u8)
-    {
-        forget(answer, holder);
-    }
+    free_if(answer, |holder| is_over(holder, answer.proto as u8));
+}
+
+/// Frees the key of a flow's answer if its holder is the same flow's past.
+#[inline(always)]
+pub(crate) fn reclaim_past<F: Ip>(original: &Tuple<F>, answer: &CtKey<F>) {
+    free_if(answer, |holder| holder.peer(original.proto) == CtKey::of(original));
 }
 
 /// Frees the key of a flow's answer if its holder is the same flow's past, or is over.
 #[inline(always)]
 pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, answer: &CtKey<F>) {
+    free_if(answer, |holder| holder.peer(original.proto) == CtKey::of(original) || is_over(holder, original.proto));
+}
+
+#[inline(always)]
+fn free_if<F: Ip>(answer: &CtKey<F>, may_go: impl FnOnce(&CtEntry<F>) -> bool) {
     if let Some(holder) = F::conntrack().get_ptr_mut(answer)
         // SAFETY: as for `find`.
         && let holder = unsafe { &*holder }
-        && (holder.peer(original.proto) == CtKey::of(original) || is_over(holder, original.proto))
+        && may_go(holder)
     {
         forget(answer, holder);
     }

@@ -8,6 +8,7 @@ use shunt_common::{
     conntrack::{CtEntry, CtKey, translates},
     flow::Tuple,
     net::{Port, proto},
+    snat,
     verdict::{Counter, DropReason},
 };
 
@@ -34,13 +35,19 @@ pub(crate) enum SourcePort {
     Theirs,
 }
 
+/// The port of the node's range that is at a place, which `choose` takes from their number.
+#[inline(always)]
+fn port_at(choose: impl FnOnce(u32) -> u32) -> Port {
+    let (min, max) = (node!(snat_port_min), node!(snat_port_max));
+    Port::from_host(min.wrapping_add(choose(u32::from(max.wrapping_sub(min)) + 1) as u16))
+}
+
 /// A random port of the node's range.
 #[inline(always)]
 fn random_port() -> Port {
-    let (min, max) = (node!(snat_port_min), node!(snat_port_max));
     // SAFETY: a helper without arguments.
     let random = unsafe { bpf_get_prandom_u32() };
-    Port::from_host(min.wrapping_add(backend::pick(random, u32::from(max.wrapping_sub(min)) + 1) as u16))
+    port_at(|count| backend::pick(random, count))
 }
 
 /// Whether a port belongs to the range that answers to this node's translated flows come back to.
@@ -138,6 +145,8 @@ pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
         if !is_theirs {
             attempt.entry.translates = translates::HERE;
         }
+        attempt.key.dport = port_at(|count| snat::first_place(&opening.original, count));
+        conntrack::reclaim_past(&opening.original, &attempt.key);
         // The loop's body is verified once, not once a try.
         // SAFETY: the callback takes the context that is passed here, which outlives the call.
         unsafe { bpf_loop(TRIES, try_port::<F> as *mut c_void, (&raw mut attempt).cast(), 0) };
@@ -160,11 +169,13 @@ pub(crate) fn try_open<F: Ip>(opening: &mut Opening<F>) -> u32 {
     }
 }
 
-/// One try with a random port: 1 ends the loop.
+/// One try with a port, the first with that which the key has: 1 ends the loop.
 extern "C" fn try_port<F: Ip>(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `try_open` passes this and waits.
     let attempt = unsafe { &mut *context.cast::<Attempt<F>>() };
-    attempt.key.dport = random_port();
+    if index > 0 {
+        attempt.key.dport = random_port();
+    }
     if index >= FREE_TRIES {
         conntrack::reclaim_over(&attempt.key);
     }

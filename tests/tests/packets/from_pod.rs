@@ -386,6 +386,31 @@ fn source_ports_run_out_loudly_and_harm_nobody() {
     assert_eq!(dataplane.run(PROGRAM, &live.bytes()).verdict, Redirect, "the first flow goes on");
 }
 
+/// A server in TIME-WAIT takes a SYN for a new connection only where its timestamp is newer, as that of the same opener is.
+#[test]
+fn one_client_port_leaves_by_one_port_of_the_node_again_and_again() {
+    let mut dataplane = Dataplane::new();
+    // There is no route to the outside in this namespace: the flow says by what port it would leave.
+    let mut leaves_by = |client_port: u16, is_forgotten: bool| {
+        if is_forgotten {
+            dataplane.lose_flows();
+        }
+        dataplane.run(PROGRAM, &tcp(POD, client_port, OUTSIDE, 80, SYN).bytes());
+        let flows = dataplane.flows();
+        let answer = flows.iter().find(|(key, entry)| key.sport.to_host() == 80 && entry.dport.to_host() == client_port);
+        answer.expect("an answer's way back").0.dport.to_host()
+    };
+    let first = leaves_by(40_000, false);
+    assert_eq!(leaves_by(40_000, true), first);
+    for other in (40_002..40_010).step_by(2) {
+        assert_ne!(leaves_by(other, true), first, "port {other}");
+    }
+    // Somebody else has it: any other will do.
+    let other = (1..40_000).find(|port| leaves_by(*port, true) == first);
+    assert!(other.is_some(), "no other flow ever gets {first}");
+    assert_ne!(leaves_by(40_000, false), first);
+}
+
 #[test]
 fn source_ports_of_flows_that_are_over_serve_new_ones() {
     let mut dataplane = Dataplane::new();
