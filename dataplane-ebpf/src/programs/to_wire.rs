@@ -17,11 +17,12 @@ const HOOK: Hook = Hook { program: program::TO_WIRE, egress: true, tunnelled: fa
 #[inline(always)]
 fn to_wire(ctx: TcContext) -> i32 {
     let skb = skb(&ctx);
-    let stage = match skb.read::<u16>(12) {
-        // What only passes through the node has been translated where it came in: pods' packets, in the tunnel and out of it.
-        _ if skb.entered_by() != 0 => ControlFlow::Continue(Verdict::Pass),
-        Some(ethertype::IPV4) => receive::from_process::<V4>(skb, HOOK),
-        _ => ControlFlow::Continue(Verdict::Pass),
+    // What only passes through the node has been translated where it came in: pods' packets, in the tunnel and out of it.
+    let is_forwarded = skb.entered_by() != 0;
+    let stage = if !is_forwarded && skb.read::<u16>(12) == Some(ethertype::IPV4) {
+        receive::from_process::<V4>(skb, HOOK)
+    } else {
+        ControlFlow::Continue(Verdict::Pass)
     };
     act(skb, HOOK, stage)
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::{
     Options, connections, http, latency,
-    report::{Better, Curve, Goal, Report},
+    report::{Better, Goal, Report},
     rival::MODES,
     samples::Samples,
     sizes::{Frontend, Sizes},
@@ -24,14 +24,7 @@ struct Measured<'a> {
     better: Better,
     /// What CPU time is counted for.
     work: Option<&'static str>,
-    /// Why ours may be slower, if that is known.
-    reason: Option<&'static str>,
 }
-
-/// Connections that the server closes, at thousands a second from one node to one backend. The kernel's counter PAWSTimewait shows it.
-const REASON_OF_MASQUERADED: &str = "what a node masquerades to one backend has 20,000 source ports (masqueradePorts), and the backend's kernel keeps \
-                                     each for a minute after it has closed (TIME_WAIT): another connection's SYN from there is not taken until it is sent \
-                                     again, a second later; kube-proxy's rules have 64,512 ports, and those of closed connections rest for two minutes";
 
 /// Eight streams of a second take longest of all, and swing little.
 const ROUNDS_OF_STREAMS: usize = 3;
@@ -67,7 +60,6 @@ fn measure(sizes: &Sizes, frontend: Frontend, options: &Options, report: &mut Re
         unit,
         better: Better::More,
         work: Some(work),
-        reason: None,
     };
     let mut measured = vec![work(&connections, "connections/s", "TCP connections", "k/s", "connection")];
     measured.extend(round_trips.iter().zip(latency::PERCENTILES).map(|(samples, (percentile, _))| Measured {
@@ -77,11 +69,9 @@ fn measure(sizes: &Sizes, frontend: Frontend, options: &Options, report: &mut Re
         unit: "us",
         better: Better::Less,
         work: None,
-        reason: None,
     }));
     measured.push(work(&kept, "HTTP requests/s (kept)", "HTTP, kept connections", "k/s", "request"));
-    let each = work(&each, "HTTP requests/s (one each)", "HTTP, a connection each", "k/s", "request");
-    measured.push(Measured { reason: (frontend == Frontend::NodePort).then_some(REASON_OF_MASQUERADED), ..each });
+    measured.push(work(&each, "HTTP requests/s (one each)", "HTTP, a connection each", "k/s", "request"));
     measured.push(work(&streams, "throughput", "TCP, eight streams", "Gbit/s", "MB"));
     for measured in measured {
         publish(report, sizes, frontend, measured);
@@ -90,7 +80,7 @@ fn measure(sizes: &Sizes, frontend: Frontend, options: &Options, report: &mut Re
 }
 
 fn publish(report: &mut Report, sizes: &Sizes, frontend: Frontend, measured: Measured<'_>) {
-    let Measured { samples, row, title, unit, better, work, reason } = measured;
+    let Measured { samples, row, title, unit, better, work } = measured;
     for (index, (rival, _)) in (1..).zip(MODES) {
         for size in sizes.sizes() {
             let Some(theirs) = size.names.get(index) else { continue };
@@ -100,7 +90,7 @@ fn publish(report: &mut Report, sizes: &Sizes, frontend: Frontend, measured: Mea
         }
     }
     let title = format!("{}: {title}", frontend.name());
-    report.curve(Curve { reason, ..sizes.curve(samples, title, unit, better, work) });
+    report.curve(sizes.curve(samples, title, unit, better, work));
 }
 
 /// Never slower than kube-proxy's iptables mode; and many times as many connections through a NodePort where that goes through 10,000 rules.
