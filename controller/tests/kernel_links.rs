@@ -153,7 +153,7 @@ fn what_a_pod_sends_has_room_for_the_tunnels_headers() {
         ip("link add shunt0123456789 type veth peer name eth7");
         let port = links::by_name(netlink, "shunt0123456789").unwrap().unwrap();
         for _ in 0..2 {
-            headroom::join(netlink, bridge, port.index, &port.name).unwrap();
+            headroom::join(netlink, bridge, port.index, &port.name, Some(MAC)).unwrap();
             let shown = ip("-d link show shunt0123456789");
             for expected in
                 ["master shunt-pods", "learning off", "isolated on", " flood off", "mcast_flood off", "bcast_flood off"]

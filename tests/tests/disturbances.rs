@@ -89,6 +89,19 @@ fn a_removed_bridge_of_pods_is_made_again_and_missed_by_nobody() -> Result<()> {
 }
 
 #[test]
+fn a_pod_that_has_lost_its_gateways_mac_asks_and_is_told() -> Result<()> {
+    let scene = Scene::build()?;
+    let show = || scene.a.netns.ip("neigh show 169.254.1.1 dev eth0");
+    let before = show()?;
+    ensure!(before.contains("PERMANENT"), "{before}");
+    scene.a.netns.ip("neigh del 169.254.1.1 dev eth0")?;
+    scene.works()?;
+    let mac = |line: &str| line.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).map(str::to_owned);
+    ensure!(mac(&before).is_some() && mac(&show()?) == mac(&before), "{before} became {}", show()?);
+    Ok(())
+}
+
+#[test]
 fn an_underlay_that_was_down_leads_on_and_no_link_is_lost() -> Result<()> {
     let scene = Scene::build()?;
     let before = scene.links()?;

@@ -124,11 +124,8 @@ impl Survey {
         settings::apply(&sysctl::of_host(&underlay.name), record)?;
         notes.extend(local_ports_note(options.config.masquerade_ports, sysctl::local_port_range()));
         Via { tunnel: tunnel.index, node_ip: own.ip }.set_up(netlink, own.mac)?;
-        let pods_bridge = match headroom::ensure(netlink, HOST_MAC) {
-            Ok(index) => {
-                sysctl::apply(&sysctl::of_pod(headroom::BRIDGE))?;
-                Some(index)
-            }
+        let pods_bridge = match bridge_of_pods(netlink) {
+            Ok(index) => Some(index),
             Err(error) => {
                 notes.push(format!("pods' datagrams to other nodes cost more CPU than they need to: {}", with_causes(&error)));
                 None
@@ -153,6 +150,13 @@ impl Survey {
         let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
         Ok(Self { underlay, xdp, config, addresses, pods_bridge, notes })
     }
+}
+
+/// The bridge that gives pods' datagrams room for the tunnel's headers, with its settings.
+fn bridge_of_pods(netlink: &mut Netlink) -> Result<u32, DataplaneError> {
+    let index = headroom::ensure(netlink, HOST_MAC)?;
+    sysctl::apply(&sysctl::of_pod(headroom::BRIDGE))?;
+    Ok(index)
 }
 
 /// What to say if sockets of the host take their ports where masqueraded flows do.

@@ -107,7 +107,7 @@ pub(super) fn open(dataplane: &mut Dataplane, pod: &Pod, ifindex: u32) -> Result
     }
     sysctl::apply(&sysctl::of_pod(&pod.host_interface))?;
     if let Some(bridge) = dataplane.pods_bridge
-        && let Err(error) = headroom::join(dataplane.kernel.netlink(), bridge, ifindex, &pod.host_interface)
+        && let Err(error) = headroom::join(dataplane.kernel.netlink(), bridge, ifindex, &pod.host_interface, Some(pod.mac))
     {
         tracing::warn!(pod = %pod.attachment, "datagrams to other nodes cost more CPU than they need to: {}", with_causes(&error));
     }

@@ -13,10 +13,11 @@ use std::io;
 
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
-    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         link::{InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan, LinkMessage},
+        neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     },
 };
 use shunt_common::net::Mac;
@@ -59,16 +60,16 @@ pub fn ensure(netlink: &mut Netlink, mac: Mac) -> Result<u32, LinksError> {
         create(netlink, NEEDY, needy())?;
     }
     let needy = find(netlink, NEEDY, NEEDY_KIND)?.ok_or_else(|| gone(NEEDY))?;
-    join(netlink, bridge, needy.index, NEEDY)?;
+    join(netlink, bridge, needy.index, NEEDY, None)?;
     routes::add_host_end(netlink, bridge, BRIDGE)?;
     Ok(bridge)
 }
 
-/// Makes a pod's host side a port of the bridge. Doing it again changes nothing.
+/// Makes a pod's host side a port of the bridge, behind which the pod's own `mac` is found. Doing it again changes nothing.
 ///
 /// # Errors
 /// The kernel refuses, as it does the 1,024th port (`BR_MAX_PORTS` in net/bridge/br_private.h).
-pub fn join(netlink: &mut Netlink, bridge: u32, port: u32, name: &str) -> Result<(), LinksError> {
+pub fn join(netlink: &mut Netlink, bridge: u32, port: u32, name: &str, mac: Option<Mac>) -> Result<(), LinksError> {
     let become_port = LinkUnspec::new_with_index(port).controller(bridge).build();
     let alone = vec![
         InfoBridgePort::Isolated(true),
@@ -83,7 +84,9 @@ pub fn join(netlink: &mut Netlink, bridge: u32, port: u32, name: &str) -> Result
         .set_port_data(InfoPortData::BridgePort(alone))
         .build();
     // A port's settings are taken once it is one, and not by `RTM_SETLINK`.
-    let requests = [(RouteNetlinkMessage::SetLink(become_port), 0), (RouteNetlinkMessage::NewLink(be_alone), 0)];
+    let mut requests = vec![(RouteNetlinkMessage::SetLink(become_port), 0), (RouteNetlinkMessage::NewLink(be_alone), 0)];
+    // The bridge itself speaks to a pod only to tell it the gateway's MAC, should it have lost that.
+    requests.extend(mac.map(|mac| (RouteNetlinkMessage::NewNeighbour(behind(port, mac)), NLM_F_CREATE | NLM_F_REPLACE)));
     netlink.pipeline(requests).map_err(|(_, error)| netlink_error("bridge", name)(error))
 }
 
@@ -114,6 +117,17 @@ fn bridge(mac: Mac) -> LinkMessage {
         .address(mac.bytes.to_vec())
         .up()
         .build()
+}
+
+/// The entry of a bridge's forwarding table that `bridge fdb add MAC dev PORT master static` makes.
+fn behind(port: u32, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = port;
+    message.header.state = NeighbourState::Noarp;
+    message.header.flags = NeighbourFlags::Controller;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.bytes.to_vec())];
+    message
 }
 
 fn needy() -> LinkMessage {
