@@ -11,7 +11,7 @@ use shunt_common::{
 use crate::{
     maps::{node, note_change},
     packet::{
-        parse::{Flow, Ip, tcp},
+        parse::{Flow, Ip, Part, tcp},
         skb::Skb,
     },
 };
@@ -73,8 +73,9 @@ pub(crate) fn note_ack<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
 
 /// Notes that the packets under an entry come with whole checksums, so that the program at XDP may mend them: it doesn't see whether they are.
 #[inline(always)]
-pub(crate) fn note_whole<F: Ip>(entry: &mut CtEntry<F>, skb: Skb) {
-    if node!(xdp_forwards) != 0 && entry.seen & seen::WHOLE == 0 && skb.has_whole_checksum() {
+pub(crate) fn note_whole<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>, skb: Skb) {
+    // Who cuts a datagram into fragments finishes its checksum, and leaves the next to a device all the same.
+    if flow.part == Part::Whole && node!(xdp_forwards) != 0 && entry.seen & seen::WHOLE == 0 && skb.has_whole_checksum() {
         entry.seen |= seen::WHOLE;
     }
 }

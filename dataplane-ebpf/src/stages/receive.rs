@@ -173,7 +173,7 @@ pub(crate) fn from_stack<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
 #[inline(always)]
 pub(crate) fn from_process<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
     let Ok(flow) = F::parse(skb, ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };
-    if flow.part != Part::Later && flow.icmp != Icmp::Error && !snat::is_ours(flow.tuple.dport) {
+    if flow.part == Part::Whole && flow.icmp != Icmp::Error && !snat::is_ours(flow.tuple.dport) {
         return ControlFlow::Break(Verdict::Pass);
     }
     go_on(skb, hook, flow)
@@ -238,7 +238,7 @@ fn settle<F: Ip>(
                     Fate::TranslatedThere
                 }
                 _ => {
-                    conntrack::note_whole(entry, skb);
+                    conntrack::note_whole(entry, flow, skb);
                     Fate::Translated
                 }
             };
@@ -268,20 +268,29 @@ fn settle<F: Ip>(
     }
 }
 
-/// A packet of no known flow that asks no Service. Where a backend sees a Service's client with the port that this one comes from, the answers
-/// would be taken for each other: it gets another port too.
+/// A packet of no known flow that asks no Service. A backend sees a Service's clients with ports of the node's: one that comes from such a port
+/// by itself must be told apart. Where the port is taken it gets another; else its flow is noted if a process of this node is asked, whose
+/// answers nothing else would tell from a Service's, so that none gets this one.
 #[inline(always)]
 fn tell_apart<F: Ip>(flow: &Flow<F>) -> Stage<(Tuple<F>, Fate)> {
     let opens = flow.is_syn() || flow.tuple.proto == proto::UDP;
-    let is_taken = opens
-        && snat::is_ours(flow.tuple.sport)
-        && conntrack::find::<F>(&flow.tuple.reversed()).is_some_and(|entry| entry.translates == translates::HERE);
-    if !is_taken {
+    if !opens || !snat::is_ours(flow.tuple.sport) {
+        return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
+    }
+    let is_taken = conntrack::find::<F>(&flow.tuple.reversed()).is_some_and(|entry| entry.translates == translates::HERE);
+    if !is_taken && flow.tuple.dst != F::node_ip() {
         return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
     }
     let mut opening = Opening::of(flow.tuple);
-    done(snat::open(&mut opening))?;
-    ControlFlow::Continue((opening.to, Fate::Translated))
+    match snat::open(&mut opening) {
+        Ok(()) if opening.to == flow.tuple => ControlFlow::Continue((flow.tuple, Fate::AsItIs)),
+        Ok(()) => ControlFlow::Continue((opening.to, Fate::Translated)),
+        Err(reason) if is_taken => dropped(reason),
+        Err(_) => {
+            count(Counter::DirectUntracked);
+            ControlFlow::Continue((flow.tuple, Fate::Nobodys))
+        }
+    }
 }
 
 /// What of a Service a packet's destination may be.

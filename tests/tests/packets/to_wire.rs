@@ -1,6 +1,13 @@
 //! `to_wire`: what processes of the node answer clients elsewhere, and the way there.
 
-use shunt_common::{net::proto, service::flags};
+use std::net::Ipv4Addr;
+
+use shunt_common::{
+    flow::Tuple,
+    net::{Port, V4, proto},
+    service::flags,
+    snat,
+};
 
 use crate::{
     from_wire::popped,
@@ -122,6 +129,31 @@ fn one_port_for_a_service_and_for_the_process_behind_it_is_two_flows() {
         let free = arriving(opener(free, 6443));
         dataplane.run("from_wire", &free.bytes()).is(Pass, &free.bytes(), &[]);
     }
+}
+
+/// A connection to the process itself, from a port that a Service's client would be given: as one that another node masquerades.
+#[test]
+fn no_services_client_gets_the_port_of_a_flow_that_stands() {
+    let mut dataplane = Dataplane::new();
+    node_port(&mut dataplane, proto::TCP, &[(NODE_IP, 6443)], 0);
+    let address = |text: &str| text.parse::<Ipv4Addr>().expect("an address").into();
+    let first_choice = |sport| {
+        let (src, dst) = (address(OUTSIDE), address(NODE_IP));
+        let (sport, dport) = (Port::from_host(sport), Port::from_host(NODE_PORT));
+        let opener = Tuple::<V4> { src, dst, sport, dport, proto: proto::TCP };
+        SNAT_PORTS.start() + snat::first_place(&opener, SNAT_PORTS.len() as u32) as u16
+    };
+    let stands = first_choice(40_000);
+    let direct = arriving(tcp(OUTSIDE, stands, NODE_IP, 6443, SYN));
+    dataplane.run("from_wire", &direct.bytes()).is(Pass, &direct.bytes(), &[]);
+    assert_ne!(ask(&mut dataplane, &arriving(tcp(OUTSIDE, 40_000, NODE_IP, NODE_PORT, SYN))), stands);
+    let answer = tcp(NODE_IP, 6443, OUTSIDE, stands, SYN | ACK);
+    dataplane.run(PROGRAM, &answer.bytes()).is(Pass, &answer.bytes(), &[]);
+    let follows = arriving(tcp(OUTSIDE, stands, NODE_IP, 6443, ACK));
+    dataplane.run("from_wire", &follows.bytes()).is(Pass, &follows.bytes(), &[]);
+    // Had nobody had it, it would have been the first choice.
+    dataplane.lose_flows();
+    assert_eq!(ask(&mut dataplane, &arriving(tcp(OUTSIDE, 40_000, NODE_IP, NODE_PORT, SYN))), stands);
 }
 
 #[test]
