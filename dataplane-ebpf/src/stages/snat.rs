@@ -29,7 +29,7 @@ const FREE_TRIES: u32 = TRIES / 2;
 pub(crate) enum SourcePort {
     /// Its own, another one only where that is taken.
     Keep,
-    /// One of the node's.
+    /// One of the node's: its client's ([`snat::first_place`]), another where that is taken.
     Allocate,
     /// The backend's node settles that: it translates the flow ([`translates::THERE`]).
     Theirs,

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::{Better, Chapter, Figure, shown};
+use super::{super::rival::MODES, Better, Chapter, Figure, shown};
 
 /// What ours must never be slower than.
-const RIVALS: [&str; 3] = ["flannel", "iptables", "nftables"];
+const RIVALS: [&str; 3] = ["flannel", MODES[0].0, MODES[1].0];
 const OURS: &str = "shunt";
 
 /// All figures that ours and a rival have of the same.
