@@ -109,7 +109,7 @@ pub(crate) struct Curve {
     pub(crate) better: Better,
     pub(crate) lines: Lines<(f64, Figure)>,
     /// What a piece of work is, and how many microseconds of the whole machine's CPU time one took, for each line at its sizes.
-    pub(crate) cpu: Option<(&'static str, Lines<f64>)>,
+    pub(crate) cpu: Option<(&'static str, Lines<(f64, f64)>)>,
     /// Why ours may be slower than a rival, if that is known.
     pub(crate) reason: Option<&'static str>,
 }

@@ -201,14 +201,14 @@ impl Sizes {
 }
 
 /// Figures by sizes, and CPU times at them.
-fn lines(sizes: impl Iterator<Item = &'static Size> + Clone, samples: &Samples) -> (Lines<(f64, Figure)>, Lines<f64>) {
+fn lines(sizes: impl Iterator<Item = &'static Size> + Clone, samples: &Samples) -> (Lines<(f64, Figure)>, Lines<(f64, f64)>) {
     let (mut lines, mut cpu) = (Vec::new(), Vec::new());
     for (index, line) in ["shunt", MODES[0].0, MODES[1].0].into_iter().enumerate() {
         let named = || sizes.clone().filter_map(|size| Some((f64::from(size.services), *size.names.get(index)?)));
         let points: Vec<_> = named().filter_map(|(services, name)| Some((services, samples.figure(name)?))).collect();
         if !points.is_empty() {
             lines.push((line, points));
-            cpu.push((line, named().filter_map(|(_, name)| samples.cpu(name)).collect()));
+            cpu.push((line, named().filter_map(|(services, name)| Some((services, samples.cpu(name)?))).collect()));
         }
     }
     (lines, cpu)
@@ -294,7 +294,7 @@ mod tests {
             .map(|(name, points)| (*name, points.iter().map(|(size, figure)| (*size, figure.median)).collect::<Vec<_>>()))
             .collect();
         assert_eq!(medians, [("shunt", vec![(10.0, 3.0), (30_000.0, 2.0)]), ("iptables", vec![(30_000.0, 1.0)])]);
-        assert_eq!(cpu, [("shunt", vec![1000.0; 2]), ("iptables", vec![1000.0])]);
+        assert_eq!(cpu, [("shunt", vec![(10.0, 1000.0), (30_000.0, 1000.0)]), ("iptables", vec![(30_000.0, 1000.0)])]);
     }
 
     #[test]

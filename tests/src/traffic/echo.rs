@@ -305,6 +305,14 @@ impl UdpClient {
         Ok(Self { socket })
     }
 
+    /// Its port.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn local_port(&self) -> io::Result<u16> {
+        Ok(self.socket.local_addr()?.port())
+    }
+
     /// Connects it: it hears this peer alone, and learns of refusals.
     ///
     /// # Errors
@@ -366,7 +374,8 @@ fn tcp_socket(port: u16) -> io::Result<OwnedFd> {
 pub(crate) fn udp_socket(address: SocketAddrV4) -> io::Result<UdpSocket> {
     const ROOM: usize = 16 << 20;
     let socket = socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // Of two sockets that may share a port, the kernel gives both the same one if it chooses (`udp_lib_get_port`, net/ipv4/udp.c).
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &(address.port() != 0))?;
     socket::setsockopt(&socket, sockopt::RcvBufForce, &ROOM)?;
     socket::bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
     Ok(UdpSocket::from(socket))

@@ -2,14 +2,20 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{echo::udp_socket, worker::Worker};
+use super::{
+    echo::{PATIENCE, udp_socket},
+    worker::Worker,
+};
 use crate::netns::Netns;
 
 /// A stream of numbered UDP datagrams to an echo server.
@@ -64,26 +70,14 @@ impl Flood {
     }
 }
 
+/// Sends until told to stop; returns once every answer is there, or none has come for a while: on a busy machine a server may be seconds behind,
+/// and what waits for it is not lost.
 fn flood(socket: &UdpSocket, interval: Duration, stop: &AtomicBool) -> Result<Tally> {
-    const STRAGGLERS: Duration = Duration::from_millis(500);
     let receiver = socket.try_clone()?;
     receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let done = AtomicBool::new(false);
+    let all = OnceLock::new();
     thread::scope(|scope| {
-        let done = &done;
-        let counter = scope.spawn(move || {
-            let mut tally = Tally::default();
-            let mut buffer = [0; 256];
-            let mut last = Instant::now();
-            while !done.load(Ordering::Relaxed) {
-                if receiver.recv(&mut buffer).is_ok() {
-                    tally.received += 1;
-                    tally.longest_gap = tally.longest_gap.max(last.elapsed());
-                    last = Instant::now();
-                }
-            }
-            tally
-        });
+        let counter = scope.spawn(|| count(&receiver, &all));
         let mut sent = 0u64;
         let mut next = Instant::now();
         while !stop.load(Ordering::Relaxed) {
@@ -94,9 +88,25 @@ fn flood(socket: &UdpSocket, interval: Duration, stop: &AtomicBool) -> Result<Ta
             next += interval;
             thread::sleep(next.saturating_duration_since(Instant::now()));
         }
-        thread::sleep(STRAGGLERS);
-        done.store(true, Ordering::Relaxed);
+        all.get_or_init(|| sent);
         let tally = counter.join().map_err(|_| anyhow!("the counter panicked"))?;
         Ok(Tally { sent, ..tally })
     })
+}
+
+/// Counts answers. How many there can be is known once no more is sent.
+fn count(receiver: &UdpSocket, all: &OnceLock<u64>) -> Tally {
+    let mut tally = Tally::default();
+    let mut buffer = [0; 256];
+    let mut last = Instant::now();
+    loop {
+        if receiver.recv(&mut buffer).is_ok() {
+            tally.received += 1;
+            tally.longest_gap = tally.longest_gap.max(last.elapsed());
+            last = Instant::now();
+        }
+        if all.get().is_some_and(|all| tally.received >= *all || last.elapsed() > PATIENCE) {
+            return tally;
+        }
+    }
 }

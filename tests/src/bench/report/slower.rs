@@ -67,9 +67,11 @@ impl Beside {
 
     /// How many, in a sentence.
     pub(super) fn summary(&self) -> String {
-        let without = self.slower.iter().filter(|slower| slower.reason.is_none()).count();
+        let within = self.slower.iter().filter(|slower| slower.is_within_the_spread()).count();
+        let without = self.slower.iter().filter(|slower| slower.reason.is_none() && !slower.is_within_the_spread()).count();
         format!(
-            "slower than flannel or a mode of kube-proxy in {} of {} figures, {without} of them without a reason given",
+            "slower than flannel or a mode of kube-proxy in {} of {} figures: {within} of them within the spread of the rounds, {without} beyond \
+             it without a reason given",
             self.slower.len(),
             self.compared
         )
@@ -103,8 +105,13 @@ fn contests(chapter: &Chapter) -> Vec<Contest> {
 }
 
 impl Slower {
+    /// Whether some round of ours was as good as some round of the rival's.
+    fn is_within_the_spread(&self) -> bool {
+        self.ours.min <= self.theirs.max && self.theirs.min <= self.ours.max
+    }
+
     pub(super) fn reason(&self) -> &'static str {
-        self.reason.unwrap_or("no reason given")
+        self.reason.unwrap_or(if self.is_within_the_spread() { "within the spread of the rounds" } else { "no reason given" })
     }
 }
 
@@ -126,19 +133,24 @@ mod tests {
     #[test]
     fn whatever_ours_and_a_rival_were_measured_at_is_held_against_each_other() {
         let mut report = Report::default();
-        let standing = |name, median| Standing { name, figure: Figure::of(&[median]), cpu: None };
-        let comparison = |title: &str, better, figures: &[(&'static str, f64)]| Comparison {
+        let standing = |name, rounds: &[f64]| Standing { name, figure: Figure::of(rounds), cpu: None };
+        let comparison = |title: &str, better, figures: &[(&'static str, &[f64])]| Comparison {
             title: title.to_owned(),
             unit: "k/s",
             better,
-            contenders: figures.iter().map(|(name, median)| standing(name, *median)).collect(),
+            contenders: figures.iter().map(|(name, rounds)| standing(name, rounds)).collect(),
             reason: None,
         };
-        report.comparison(comparison("as fast", Better::More, &[("veth", 9.0), ("flannel", 5.0), ("shunt", 5.0)]));
-        report.comparison(comparison("less", Better::More, &[("flannel", 5.0), ("shunt", 4.0)]));
+        report.comparison(comparison("as fast", Better::More, &[("veth", &[9.0]), ("flannel", &[5.0]), ("shunt", &[5.0])]));
+        report.comparison(comparison("less", Better::More, &[("flannel", &[5.0]), ("shunt", &[4.0])]));
         report.reason("measured on a Sunday");
-        report.comparison(comparison("later", Better::Less, &[("flannel", 5.0), ("shunt", 6.0)]));
-        report.comparison(comparison("nobody to compare with", Better::Less, &[("direct", 5.0), ("service", 6.0)]));
+        report.comparison(comparison("later", Better::Less, &[("flannel", &[5.0]), ("shunt", &[6.0])]));
+        report.comparison(comparison(
+            "now and then",
+            Better::Less,
+            &[("flannel", &[4.0, 5.0, 7.0]), ("shunt", &[5.5, 6.0, 6.5])],
+        ));
+        report.comparison(comparison("nobody to compare with", Better::Less, &[("direct", &[5.0]), ("service", &[6.0])]));
         let points = |values: &[(f64, f64)]| values.iter().map(|(size, value)| (*size, Figure::of(&[*value]))).collect();
         let lines = vec![
             ("shunt", points(&[(10.0, 2.0), (1000.0, 2.0)])),
@@ -154,11 +166,13 @@ mod tests {
             [
                 "less: 4.00 k/s, flannel 5.00 k/s: measured on a Sunday",
                 "later: 6.00 k/s, flannel 5.00 k/s: no reason given",
+                "now and then: 6.00 k/s, flannel 5.00 k/s: within the spread of the rounds",
                 "start, 10 Services: 2.00 s, iptables 1.00 s: no reason given",
                 "start, 1000 Services: 2.00 s, nftables 1.00 s: no reason given",
             ]
         );
-        let summary = "slower than flannel or a mode of kube-proxy in 4 of 6 figures, 3 of them without a reason given";
+        let summary = "slower than flannel or a mode of kube-proxy in 5 of 7 figures: 1 of them within the spread of the rounds, 3 beyond it \
+                       without a reason given";
         assert_eq!(beside.summary(), summary);
     }
 }
