@@ -5,6 +5,7 @@
 //! looks at everything now and then. Nothing that fails later ends it: the reason shows in its status, and it is tried again.
 
 mod announcement;
+mod audit;
 mod background;
 mod clients;
 mod connect;
@@ -176,7 +177,8 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     let handler = Arc::new(Requests { state: state.clone(), instruments: instruments.clone() });
     let requests = tokio::spawn(server::serve(claim.listen()?, handler, Limits::default(), ending));
     let mut background = vec![
-        tokio::spawn(background::sweep(dir.clone(), state.clone(), instruments)),
+        tokio::spawn(background::sweep(dir.clone(), state.clone(), instruments.clone())),
+        tokio::spawn(audit::run(state.clone(), instruments)),
         tokio::spawn(background::hand_on_drops(dir.clone(), state.clone())),
         tokio::spawn(drop_log::run(dir)),
         tokio::spawn(installation::keep(installer, facts, state.clone())),

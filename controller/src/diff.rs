@@ -3,9 +3,11 @@
 //! Order within a plan: backends, runs of slots, source ranges, the frontends that name them, then what leads packets to these; removal
 //! the other way round. So no step leaves a reference to what isn't there. What a plan releases is reused by the next one at the earliest.
 
+pub mod audit;
 mod backends;
 mod frontends;
 mod groups;
+mod known;
 mod leads;
 mod maglev;
 mod runs;

@@ -20,19 +20,21 @@ use nix::{
 use serde_json::json;
 use shunt::{
     attachment::{AttachmentKey, PodIdentity},
+    kernel::{pins::PinDir, table::Table},
     metrics,
     socket::{
         client::{Client, ClientError},
         protocol::{PodAdd, PodAttach},
     },
 };
+use shunt_common::{maps, net::V4, service::ServiceKey};
 use shunt_lab::{
     api_server::{ApiServer, Transport},
     cluster::Endpoint,
     lab::{Lab, eventually},
     netns::Netns,
     node::Node,
-    service::{PORTS, SOON},
+    service::{PORTS, SOON, Service, serve_pod, tcp_answer},
     topology::PAIR,
     traffic::{
         http,
@@ -59,6 +61,46 @@ fn value(node: &Node, series: &str) -> Result<f64> {
     let text = metrics(node)?;
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     Ok(line.with_context(|| format!("no {series} in\n{text}"))?.parse()?)
+}
+
+#[test]
+fn what_somebody_else_does_to_maps_and_routes_is_found_mended_and_counted() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let (n1, pod) = (lab.node("n1"), lab.pod("n1", "a")?);
+    let _servers = serve_pod(&pod)?;
+    let web = Service::create(&lab, "web", 10, &[&pod])?;
+    let audits = |finding: &str| value(n1, &format!("shunt_audits_total{{finding=\"{finding}\"}}"));
+    // The agent looks at everything twice a minute, and when something happens to a device of the node.
+    let mut length = 1000;
+    let mut looked_at = |finding: &str, least: f64| -> Result<()> {
+        length += 1;
+        n1.netns.ip(&format!("link set eth0 txqueuelen {length}"))?;
+        eventually(SOON, || {
+            let found = audits(finding)?;
+            ensure!(found >= least, "{found} audits with the finding {finding}");
+            Ok(())
+        })
+    };
+    looked_at("as_known", 1.0)?;
+    ensure!(audits("differs")? == 0.0, "the agent takes what it has written itself for somebody else's doing");
+
+    let services = Table::<ServiceKey<V4>, shunt_common::service::Service>::open(
+        &maps::SERVICES,
+        &PinDir::new(n1.pin_dir()).map(&maps::SERVICES),
+    )?;
+    for (key, _) in services.entries()? {
+        services.delete(&key)?;
+    }
+    looked_at("differs", 1.0)?;
+    tcp_answer(&pod.netns, web.vip)?;
+
+    n1.netns.ip("route flush proto 83")?;
+    looked_at("differs", 2.0)?;
+    ensure!(n1.netns.ip(&format!("route show {}", pod.address))?.contains("proto 83"));
+    let before = audits("as_known")?;
+    looked_at("as_known", before + 1.0)?;
+    ensure!(audits("differs")? == 2.0, "what was mended is found again");
+    n1.wait_ready()
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Everything the agent knows and does, behind one lock: cluster state and requests come in, the kernel is written. No waiting here.
 
+mod audit;
 mod facts;
 mod host_ports;
 mod outside;
@@ -13,7 +14,7 @@ use std::{
 };
 
 use shunt_common::net::Mac;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
     attachment::{AttachmentKey, Pod},
@@ -86,6 +87,8 @@ pub(super) struct State {
     receptions: Receptions,
     remarks: Remarks,
     problems: Vec<Problem>,
+    /// Told when what the kernel holds is to be looked over.
+    audit_due: Arc<Notify>,
     /// When what is not in force yet happened.
     triggers: Vec<SystemTime>,
     last_sync: Option<SyncReport>,
@@ -121,6 +124,7 @@ impl State {
             receptions,
             remarks: Remarks::default(),
             problems: Vec::new(),
+            audit_due: Arc::default(),
             triggers: Vec::new(),
             last_sync: None,
             events: broadcast::Sender::new(BACKLOG),
@@ -180,7 +184,7 @@ impl State {
         self.note_problems();
     }
 
-    /// Looks at everything: devices, programs, maps, routes, pods. Mends what is not as it should be, and tries again what failed.
+    /// Looks at devices, programs and pods, and has maps and routes looked over. Mends what is not as it should be, and tries again what failed.
     pub(super) fn check(&mut self, source: &Source) {
         self.note_source(source);
         if !source.is_complete() {
@@ -200,7 +204,14 @@ impl State {
             }
             Err(error) => return self.health.fail(Subject::Dataplane, with_causes(&error)),
         }
-        self.reconcile();
+        if up.sync.is_certain() {
+            self.audit_due.notify_one();
+        } else {
+            self.reconcile();
+        }
+        self.mend_pods();
+        // If that fails, it is in the health and will be tried again.
+        let _ = self.follow_host_ports(None);
         self.adopt_late_pods();
         self.reservation.look_again();
         self.reserve_node_ports();
@@ -220,7 +231,10 @@ impl State {
         let was_certain = up.sync.is_certain();
         let actual = match up.dataplane.kernel.read_back() {
             Ok(actual) => actual,
-            Err(error) => return self.health.fail(Subject::Sync, with_causes(&error)),
+            Err(error) => {
+                up.sync.doubt();
+                return self.health.fail(Subject::Sync, with_causes(&error));
+            }
         };
         let report = up.sync.reconcile(&actual, &mut up.dataplane.kernel);
         self.note_sync(&report);
@@ -232,9 +246,6 @@ impl State {
                 self.synced(report);
             }
         }
-        self.mend_pods();
-        // If that fails, it is in the health and will be tried again.
-        let _ = self.follow_host_ports(None);
     }
 
     /// Pods whose host side is not as it should be are attached again; those whose interface is gone are forgotten.

@@ -11,7 +11,10 @@ use tokio::sync::watch;
 use super::health_checks::HealthChecks;
 use crate::{
     compile::{Compiler, NodeView, desired::Patch},
-    diff::{Capacities, Differ, Plan},
+    diff::{
+        Capacities, Differ, Plan,
+        audit::{Audit, Finding},
+    },
     kernel::{
         bpf::{BpfError, BpfKernel},
         step::{Actual, Kernel as _},
@@ -121,6 +124,21 @@ impl Sync {
         let (addresses, desired) = (self.compiler.node_port_addresses(), &self.compiler.desired().health_checks);
         let untold = std::mem::take(&mut self.untold);
         self.health_checks.send_if_modified(|told| told.follow(addresses, desired, &untold));
+    }
+
+    /// Goes on with an audit; `None` while it is not certain what the kernel should hold.
+    pub(super) fn audit(&self, audit: &mut Audit<BpfKernel>, kernel: &BpfKernel) -> Option<Result<Finding, BpfError>> {
+        self.differ.as_ref().map(|differ| audit.step(differ, kernel))
+    }
+
+    /// Whether these are the host routes that there should be, as far as that is certain.
+    pub(super) fn are_host_routes(&self, listed: &BTreeSet<Ipv4Net>) -> bool {
+        self.differ.as_ref().is_none_or(|differ| differ.host_routes() == listed)
+    }
+
+    /// What the kernel holds is not certain any more: whatever comes next reads it back.
+    pub(super) fn doubt(&mut self) {
+        self.differ = None;
     }
 
     /// Whether the kernel is known to hold what it should, as far as it fits.

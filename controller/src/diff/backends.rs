@@ -47,6 +47,11 @@ impl BackendIds {
         u32::try_from(self.cells.len().saturating_sub(1 + self.available.len())).unwrap_or(u32::MAX)
     }
 
+    /// Whether this is what an id is known to stand for.
+    pub(super) fn knows(&self, id: u32, backend: &Backend<V4>) -> bool {
+        id == 0 || self.cells.get(id as usize).unwrap_or(&EMPTY) == backend
+    }
+
     /// A run was found to name this id: the target behind it, unless it is free or another's.
     pub(super) fn adopt(&mut self, id: u32) -> Option<Target> {
         let target = target_of(self.cells.get(id as usize)?);

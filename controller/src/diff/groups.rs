@@ -35,6 +35,11 @@ impl Placement {
         self.active.iter().chain(&self.draining).copied()
     }
 
+    /// What its run's slots hold, from the first on.
+    pub(super) fn slots(&self) -> (u32, Vec<u32>) {
+        (self.run.base, slots(&self.active, self.maglev))
+    }
+
     pub(super) fn add_user(&mut self, key: ServiceKey<V4>) {
         if !self.users.contains(&key) {
             self.users.push(key);

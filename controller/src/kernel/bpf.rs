@@ -17,9 +17,9 @@ use super::{
     maps::Maps,
     netlink::Netlink,
     routes::Via,
-    step::{Actual, Kernel, Step},
+    step::{Actual, Holding, Kernel, Part, Step},
     sys::Cursor,
-    table::TableError,
+    table::{Table, TableError},
 };
 
 /// Why a step failed.
@@ -238,6 +238,7 @@ impl BpfKernel {
 
 impl Kernel for BpfKernel {
     type Error = BpfError;
+    type Cursor = Cursor;
 
     fn carry_out(&mut self, steps: &[Step]) -> Result<(), (usize, BpfError)> {
         let mut start = 0;
@@ -267,6 +268,66 @@ impl Kernel for BpfKernel {
         actual.host_routes = self.via.list(&mut self.netlink)?;
         Ok(actual)
     }
+
+    fn holds(&self, holding: &Holding) -> Result<bool, BpfError> {
+        let maps = &self.maps;
+        Ok(match holding {
+            Holding::Address(addr, address) => maps.addresses.get(addr)? == Some(*address),
+            Holding::Route(prefix, route) => maps.routes.get(prefix)? == Some(*route),
+            Holding::Service(key, service) => maps.services.get(key)? == Some(*service),
+            Holding::SourceRange(range) => maps.source_ranges.get(range)?.is_some(),
+            Holding::NodePorts(index, ports) => maps.node_ports.get(index)? == Some(*ports),
+            Holding::Backend(id, backend) => maps.backends.get(id)? == Some(*backend),
+            Holding::Slots(base, ids) => {
+                for (slot, id) in (*base..).zip(ids) {
+                    if maps.slots.get(&slot)? != Some(*id) {
+                        return Ok(false);
+                    }
+                }
+                true
+            }
+        })
+    }
+
+    fn walk(&self, part: Part, cursor: &mut Cursor, visit: &mut dyn FnMut(&Holding)) -> Result<bool, BpfError> {
+        let maps = &self.maps;
+        Ok(match part {
+            Part::Addresses => walk_on(&maps.addresses, cursor, Holding::Address, visit)?,
+            Part::Routes => walk_on(&maps.routes, cursor, Holding::Route, visit)?,
+            Part::Services => walk_on(&maps.services, cursor, Holding::Service, visit)?,
+            Part::SourceRanges => walk_on(&maps.source_ranges, cursor, |range, _| Holding::SourceRange(range), visit)?,
+            Part::NodePorts => walk_on(&maps.node_ports, cursor, Holding::NodePorts, visit)?,
+            Part::Backends => {
+                let end = self.backend_end.unwrap_or(u32::MAX);
+                let mut next = 0;
+                let is_over = walk_on(
+                    &maps.backends,
+                    cursor,
+                    |id, backend| {
+                        next = id.saturating_add(1);
+                        Holding::Backend(id, backend)
+                    },
+                    visit,
+                )?;
+                is_over || next >= end
+            }
+        })
+    }
+}
+
+/// Shows a batch of a map.
+fn walk_on<K: aya::Pod, V: aya::Pod>(
+    table: &Table<K, V>,
+    cursor: &mut Cursor,
+    mut holding: impl FnMut(K, V) -> Holding,
+    visit: &mut dyn FnMut(&Holding),
+) -> Result<bool, TableError> {
+    table.walk(cursor, |keys, values| {
+        for (key, value) in keys.iter().zip(values) {
+            visit(&holding(*key, *value));
+        }
+        false
+    })
 }
 
 fn at_row<E: Into<BpfError>>((index, error): (usize, E)) -> (usize, BpfError) {

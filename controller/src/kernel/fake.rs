@@ -10,7 +10,7 @@ use shunt_common::{
     service::{Backend, Service, ServiceKey, flags, state},
 };
 
-use super::step::{Actual, Kernel, Step};
+use super::step::{Actual, Holding, Kernel, Part, Step};
 
 /// Maps and routes as plain collections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,6 +149,7 @@ impl FakeKernel {
 
 impl Kernel for FakeKernel {
     type Error = Dangling;
+    type Cursor = ();
 
     fn carry_out(&mut self, steps: &[Step]) -> Result<(), (usize, Dangling)> {
         steps.iter().enumerate().try_for_each(|(i, step)| self.carry_out_one(step).map_err(|error| (i, error)))
@@ -159,6 +160,32 @@ impl Kernel for FakeKernel {
         let covered = actual.services.values().flat_map(slots).filter_map(|slot| Some((slot, *self.held.slots.get(&slot)?)));
         actual.slots = covered.collect::<BTreeMap<_, _>>();
         Ok(actual)
+    }
+
+    fn holds(&self, holding: &Holding) -> Result<bool, Dangling> {
+        let held = &self.held;
+        Ok(match holding {
+            Holding::Address(addr, address) => held.addresses.get(addr) == Some(address),
+            Holding::Route(prefix, route) => held.routes.get(prefix) == Some(route),
+            Holding::Service(key, service) => held.services.get(key) == Some(service),
+            Holding::SourceRange(range) => held.source_ranges.contains(range),
+            Holding::NodePorts(index, ports) => held.node_ports.get(index).copied().unwrap_or_default() == *ports,
+            Holding::Backend(id, backend) => held.backends.get(id) == Some(backend),
+            Holding::Slots(base, ids) => (*base..).zip(ids).all(|(slot, id)| held.slots.get(&slot) == Some(id)),
+        })
+    }
+
+    fn walk(&self, part: Part, (): &mut (), visit: &mut dyn FnMut(&Holding)) -> Result<bool, Dangling> {
+        let held = &self.held;
+        match part {
+            Part::Addresses => held.addresses.iter().for_each(|(k, v)| visit(&Holding::Address(*k, *v))),
+            Part::Routes => held.routes.iter().for_each(|(k, v)| visit(&Holding::Route(*k, *v))),
+            Part::Services => held.services.iter().for_each(|(k, v)| visit(&Holding::Service(*k, *v))),
+            Part::SourceRanges => held.source_ranges.iter().for_each(|range| visit(&Holding::SourceRange(*range))),
+            Part::NodePorts => held.node_ports.iter().for_each(|(k, v)| visit(&Holding::NodePorts(*k, *v))),
+            Part::Backends => held.backends.iter().for_each(|(k, v)| visit(&Holding::Backend(*k, *v))),
+        }
+        Ok(true)
     }
 }
 

@@ -112,10 +112,49 @@ pub struct Actual {
     pub host_routes: BTreeSet<Ipv4Net>,
 }
 
+/// A map whose entries mean something by themselves; slots do only as far as some frontend's runs cover them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `ADDRESSES`.
+    Addresses,
+    /// `ROUTES`.
+    Routes,
+    /// `SERVICES`.
+    Services,
+    /// `SOURCE_RANGES`.
+    SourceRanges,
+    /// `NODE_PORTS`.
+    NodePorts,
+    /// `BACKENDS`.
+    Backends,
+}
+
+/// One thing that the kernel holds: an entry of a map, or a run of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// Of `ADDRESSES`.
+    Address(Ip4, Address),
+    /// Of `ROUTES`.
+    Route(Prefix<V4>, Route),
+    /// Of `SERVICES`.
+    Service(ServiceKey<V4>, Service),
+    /// Of `SOURCE_RANGES`.
+    SourceRange(SourceRange<V4>),
+    /// Of `NODE_PORTS`.
+    NodePorts(u32, u64),
+    /// Of `BACKENDS`.
+    Backend(u32, Backend<V4>),
+    /// Of `SLOTS`: backend ids from a first slot on.
+    Slots(u32, Vec<u32>),
+}
+
 /// The one interpreter of steps.
 pub trait Kernel {
     /// Why a step failed.
     type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Where a [`walk`](Self::walk) stands; at first, before a part's begin.
+    type Cursor: Default;
 
     /// Carries steps out in order; stops at the first that fails and says which.
     ///
@@ -128,4 +167,16 @@ pub trait Kernel {
     /// # Errors
     /// A map or the routing table could not be read.
     fn read_back(&mut self) -> Result<Actual, Self::Error>;
+
+    /// Whether it holds just this.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    fn holds(&self, holding: &Holding) -> Result<bool, Self::Error>;
+
+    /// Shows some of what there is in a part, so little that it takes a moment only; whether that was the end.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    fn walk(&self, part: Part, cursor: &mut Self::Cursor, visit: &mut dyn FnMut(&Holding)) -> Result<bool, Self::Error>;
 }

@@ -12,6 +12,7 @@ use std::{
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use super::exposition::Exposition;
+use crate::diff::audit::Finding;
 
 /// Requests of the CNI plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +52,8 @@ pub struct Instruments {
     sync_steps: AtomicU64,
     /// Milliseconds since 1970, 0 if never.
     last_sync: AtomicU64,
+    audits_as_known: AtomicU64,
+    audits_different: AtomicU64,
     programming: Histogram,
     sweep_duration: Histogram,
     swept: AtomicU64,
@@ -70,6 +73,8 @@ impl Default for Instruments {
             sync_failures: AtomicU64::new(0),
             sync_steps: AtomicU64::new(0),
             last_sync: AtomicU64::new(0),
+            audits_as_known: AtomicU64::new(0),
+            audits_different: AtomicU64::new(0),
             programming: Histogram::new(programming_buckets()),
             sweep_duration: fast(),
             swept: AtomicU64::new(0),
@@ -98,6 +103,19 @@ impl Instruments {
     /// Cluster state could not be brought into force.
     pub fn sync_failed(&self) {
         self.sync_failures.fetch_add(1, Relaxed);
+    }
+
+    /// Maps and host routes were looked over.
+    pub fn audited(&self, finding: Finding) {
+        match finding {
+            Finding::GoesOn => {}
+            Finding::AsKnown => {
+                self.audits_as_known.fetch_add(1, Relaxed);
+            }
+            Finding::Differs => {
+                self.audits_different.fetch_add(1, Relaxed);
+            }
+        }
     }
 
     /// A change that was triggered at `trigger` is in force. What was triggered before our start says nothing of us: it was found, not
@@ -129,6 +147,8 @@ impl Instruments {
         exposition.put(super::SYNC_DURATION, &[], &self.sync_duration);
         exposition.put(super::SYNC_FAILURES, &[], self.sync_failures.load(Relaxed));
         exposition.put(super::SYNC_STEPS, &[], self.sync_steps.load(Relaxed));
+        exposition.put(super::AUDITS, &["as_known"], self.audits_as_known.load(Relaxed));
+        exposition.put(super::AUDITS, &["differs"], self.audits_different.load(Relaxed));
         match self.last_sync.load(Relaxed) {
             0 => {}
             ms => exposition.put(super::SYNC_LAST_SUCCESS, &[], ms as f64 / 1000.0),

@@ -96,8 +96,8 @@ pub(crate) struct Standing {
     pub(crate) cpu: Option<(f64, &'static str)>,
 }
 
-/// A name for each line, and what it has at each size.
-pub(crate) type Lines<T> = Vec<(&'static str, Vec<T>)>;
+/// A name for each line, and what it has at each of its sizes.
+pub(crate) type Lines<T> = Vec<(&'static str, Vec<(f64, T)>)>;
 
 /// One thing measured at several sizes.
 #[derive(Clone, Debug)]
@@ -107,16 +107,16 @@ pub(crate) struct Curve {
     pub(crate) size: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) better: Better,
-    pub(crate) lines: Lines<(f64, Figure)>,
+    pub(crate) lines: Lines<Figure>,
     /// What a piece of work is, and how many microseconds of the whole machine's CPU time one took, for each line at its sizes.
-    pub(crate) cpu: Option<(&'static str, Lines<(f64, f64)>)>,
+    pub(crate) cpu: Option<(&'static str, Lines<f64>)>,
     /// Why ours may be slower than a rival, if that is known.
     pub(crate) reason: Option<&'static str>,
 }
 
 impl Curve {
     /// Over numbers of Services; CPU time was not counted.
-    pub(crate) fn over_services(title: String, unit: &'static str, better: Better, lines: Lines<(f64, Figure)>) -> Self {
+    pub(crate) fn over_services(title: String, unit: &'static str, better: Better, lines: Lines<Figure>) -> Self {
         Self { title, size: "Services", unit, better, lines, cpu: None, reason: None }
     }
 }

@@ -201,7 +201,7 @@ impl Sizes {
 }
 
 /// Figures by sizes, and CPU times at them.
-fn lines(sizes: impl Iterator<Item = &'static Size> + Clone, samples: &Samples) -> (Lines<(f64, Figure)>, Lines<(f64, f64)>) {
+fn lines(sizes: impl Iterator<Item = &'static Size> + Clone, samples: &Samples) -> (Lines<Figure>, Lines<f64>) {
     let (mut lines, mut cpu) = (Vec::new(), Vec::new());
     for (index, line) in ["shunt", MODES[0].0, MODES[1].0].into_iter().enumerate() {
         let named = || sizes.clone().filter_map(|size| Some((f64::from(size.services), *size.names.get(index)?)));

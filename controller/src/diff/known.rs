@@ -1,0 +1,98 @@
+//! What the kernel is known to hold, bit by bit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter::once,
+    ops::Bound::{Excluded, Unbounded},
+};
+
+use ipnet::Ipv4Net;
+use shunt_common::{
+    address::{Prefix, kind},
+    net::{Ip4, V4},
+    service::ServiceKey,
+};
+
+use super::Differ;
+use crate::{compile::desired::GroupKey, kernel::step::Holding};
+
+/// Which of it, and how far one has come: behind a key, or nowhere yet.
+///
+/// Backends are not among it: an array has an entry for each, so that who walks over that meets them all.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Addresses(Option<Ip4>),
+    Routes(Option<Prefix<V4>>),
+    Services(Option<ServiceKey<V4>>),
+    /// By the number of the Service.
+    SourceRanges(Option<u32>),
+    NodePorts(Option<u32>),
+    /// Runs of slots.
+    Groups(Option<GroupKey>),
+}
+
+impl Differ {
+    /// What the kernel should hold next: entries until there are `lot` of them or more, each slot of a run counted. None at the end.
+    pub(super) fn known(&self, place: &mut Place, lot: usize) -> Vec<Holding> {
+        match place {
+            Place::Addresses(last) => next(&self.addresses, last, lot, |addr, address| once(Holding::Address(*addr, *address))),
+            Place::Routes(last) => next(&self.routes, last, lot, |prefix, route| once(Holding::Route(*prefix, *route))),
+            Place::Services(last) => next(&self.frontends, last, lot, |key, row| once(Holding::Service(*key, row.service))),
+            Place::SourceRanges(last) => {
+                next(&self.source_ranges, last, lot, |_, ranges| ranges.iter().copied().map(Holding::SourceRange))
+            }
+            Place::NodePorts(last) => {
+                next(&self.node_ports, last, lot, |index, ports| once(Holding::NodePorts(*index, *ports)))
+            }
+            Place::Groups(last) => next(&self.groups, last, lot, |_, placement| {
+                let (base, ids) = placement.slots();
+                once(Holding::Slots(base, ids))
+            }),
+        }
+    }
+
+    /// The host routes that the kernel should hold.
+    #[must_use]
+    pub fn host_routes(&self) -> &BTreeSet<Ipv4Net> {
+        &self.host_routes
+    }
+
+    /// Whether the kernel is known to hold this. Pods in it are nobody's business here.
+    pub(super) fn knows(&self, holding: &Holding) -> bool {
+        match holding {
+            Holding::Address(addr, address) => address.kind == kind::POD || self.addresses.get(addr) == Some(address),
+            Holding::Route(prefix, route) => self.routes.get(prefix) == Some(route),
+            Holding::Service(key, service) => self.frontends.get(key).is_some_and(|row| row.service == *service),
+            Holding::SourceRange(range) => {
+                self.source_ranges.get(&range.clients.service).is_some_and(|ranges| ranges.contains(range))
+            }
+            Holding::NodePorts(index, ports) => self.node_ports.get(index).copied().unwrap_or_default() == *ports,
+            Holding::Backend(id, backend) => self.backends.knows(*id, backend),
+            // What slots hold that no run covers means nothing.
+            Holding::Slots(..) => true,
+        }
+    }
+}
+
+/// What some entries of a map stand for, on from behind the key `last`, which moves along.
+fn next<'a, K: Ord + Clone, V, I: Iterator<Item = Holding>>(
+    map: &'a BTreeMap<K, V>,
+    last: &mut Option<K>,
+    lot: usize,
+    holdings: impl Fn(&'a K, &'a V) -> I,
+) -> Vec<Holding> {
+    let (mut found, mut entries) = (Vec::new(), 0);
+    let mut end = None;
+    for (key, value) in map.range((last.as_ref().map_or(Unbounded, Excluded), Unbounded)) {
+        end = Some(key);
+        for holding in holdings(key, value) {
+            entries += if let Holding::Slots(_, ids) = &holding { ids.len() } else { 1 };
+            found.push(holding);
+        }
+        if entries >= lot {
+            break;
+        }
+    }
+    *last = end.cloned();
+    found
+}
