@@ -81,7 +81,7 @@ pub struct Options {
 
 impl Options {
     fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 7 }).max(1)
+        self.rounds.unwrap_or(if self.quick { 3 } else { 5 }).max(1)
     }
 
     /// kube-proxy itself, if there is one.
