@@ -1,11 +1,12 @@
 //! `from_wire` and `from_wire_xdp`: what comes from other nodes and from outside.
 
-use shunt_common::{net::proto, verdict::Counter};
+use shunt_common::{address::kind, net::proto, verdict::Counter};
 
 use crate::{
     harness::{
         Dataplane, NODE_IP, OUTSIDE, PEER_IP, POD, REMOTE_POD, TUNNEL_MAC, VIP,
         Verdict::{Drop, Pass, Redirect},
+        address,
     },
     packet::{ACK, ETHERNET, L4, Packet, SYN, echo, error, tcp, tunnel, udp},
 };
@@ -29,6 +30,28 @@ fn a_tunnel_packet_for_a_pod() {
     ] {
         let outcome = dataplane.run(PROGRAM, &tunnel(PEER_IP, &inner, 0).bytes());
         outcome.is(Redirect, &popped(inner.aged()), &["from_tunnel", "to_local_pod"]);
+    }
+}
+
+#[test]
+fn a_tunnel_packet_to_another_address_of_this_node() {
+    let mut dataplane = Dataplane::new();
+    dataplane.address("192.0.2.77", address(kind::HOST));
+    let inner = udp(REMOTE_POD, 40_000, POD, 53);
+    let from = |peer| tunnel(peer, &inner, 0).to("192.0.2.77").bytes();
+    // The long way, and by the shortcut that it left.
+    for _ in 0..3 {
+        let outcome = dataplane.run(PROGRAM, &from(PEER_IP));
+        outcome.is(Redirect, &popped(inner.clone().aged()), &["from_tunnel", "to_local_pod"]);
+        let stranger = from("192.0.2.66");
+        dataplane.run(PROGRAM, &stranger).is(Drop, &stranger, &["tunnel_peer_unknown"]);
+    }
+    // XDP leaves it to that.
+    dataplane.run_xdp(&from(PEER_IP)).is(Pass, &from(PEER_IP), &[]);
+    // One that is not this node's goes by, whoever's it is.
+    for other in ["192.0.2.78", PEER_IP, POD] {
+        let elsewhere = tunnel(PEER_IP, &inner, 0).to(other).bytes();
+        dataplane.run(PROGRAM, &elsewhere).is(Pass, &elsewhere, &[]);
     }
 }
 
