@@ -70,7 +70,7 @@ numbered! {
         SnatPortsExhausted = 15, "snat_ports_exhausted", "No free source port towards this destination; live flows go on.";
         FragmentWithoutReassembly = 16, "fragment_without_reassembly", "A fragment outran the one with the ports and the kernel cannot reassemble here.";
         IcmpErrorUnmatched = 17, "icmp_error_unmatched", "An ICMP error to a virtual IP that quotes no known flow.";
-        PacketTooBig = 18, "packet_too_big", "Larger than the tunnel carries, where the host's stack could not answer it.";
+        PacketTooBig = 18, "packet_too_big", "Larger than its way carries and not to be cut; as a rule the sender was told.";
         NoRoute = 19, "no_route", "No route leads to the destination.";
         RewriteFailed = 20, "rewrite_failed", "The kernel refused a change to the packet; usually out of memory.";
         SourceNotAllowed = 21, "source_not_allowed", "The client is in none of the Service's loadBalancerSourceRanges.";
@@ -90,7 +90,7 @@ numbered! {
         SnatNewFlow = 6, "snat_new_flow", "A flow was given a source port of the node.";
         Refused = 7, "refused", "An ICMP unreachable was sent back.";
         DirectUntracked = 8, "direct_untracked", "A direct flow found no room to be tracked; it went on untracked.";
-        SlowPath = 9, "slow_path", "Left to the host's stack: TTL at its end, too big for the tunnel, or fragments out of order.";
+        SlowPath = 9, "slow_path", "Left to the host's stack: TTL at its end, too big for its way, or fragments out of order.";
         ServiceConnect = 10, "service_connect", "A connection to a Service was given a backend by connect(): its packets need no translation.";
         XdpForwarded = 11, "xdp_forwarded", "Sent back out of the underlay by XDP, before the kernel made a packet of it.";
     }

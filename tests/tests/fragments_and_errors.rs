@@ -9,6 +9,7 @@ use std::{io, net::SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
+use shunt_common::verdict::Counter;
 use shunt_lab::{
     cluster::Endpoint,
     lab::{Lab, eventually},
@@ -201,4 +202,48 @@ fn trains_of_segments_too_big_for_the_way_out_are_answered_too() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// A datagram of one packet, which whoever has to may cut, is answered, once for each of several destinations; the node has left it to its stack.
+fn may_be_cut(lab: &Lab, client: &Pod, bytes: usize, to: &[SocketAddrV4]) -> Result<()> {
+    let payload: Vec<u8> = (0..bytes).map(|n| n as u8).collect();
+    let socket = UdpClient::bind(&client.netns, 46_000)?;
+    let mut buffer = vec![0; 65536];
+    for (to, id) in to.iter().zip(1..) {
+        let before = lab.node("n1").counter(Counter::SlowPath)?;
+        let whole = udp((client.address, 46_000), (*to.ip(), to.port()), &payload);
+        // Who answers may have to learn first how narrow its own way is.
+        eventually(SOON, || {
+            send_ipv4(&client.netns, &fragments(&whole, whole.len(), id))?;
+            let (len, from) = socket.socket().recv_from(&mut buffer)?;
+            ensure!(from == (*to).into(), "answered from {from}");
+            ensure!(buffer[..len].ends_with(&payload), "the answer holds other bytes");
+            Ok(())
+        })
+        .with_context(|| format!("{bytes} bytes to {to}"))?;
+        ensure!(lab.node("n1").counter(Counter::SlowPath)? > before, "{bytes} bytes to {to} were not too big");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_may_be_cut_leaves_in_pieces_where_the_way_out_is_narrow() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let a = lab.pod("n1", "a")?;
+    let _outside = serve(lab.outside(), OUTSIDE, "outside")?;
+    let service = Service::create(&lab, "external", 10, &[])?;
+    service.set(&lab, &PORTS, &[Endpoint::ready(OUTSIDE, "")])?;
+    lab.set_underlay_mtu(1300)?;
+    may_be_cut(&lab, &a, 1400, &[SocketAddrV4::new(OUTSIDE, TARGET), service.vip])
+}
+
+#[test]
+fn what_may_be_cut_goes_through_the_tunnel_in_pieces() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
+    let _server = serve_pod(&c)?;
+    let service = Service::create(&lab, "web", 10, &[&c])?;
+    // A pod whose MTU was raised by hand sends more than fits, as far as its veth takes it: a VLAN's tag more than the MTU of the other end.
+    a.netns.ip("link set eth0 mtu 1500")?;
+    may_be_cut(&lab, &a, 1450 + 4 - 28, &[SocketAddrV4::new(c.address, TARGET), service.vip])
 }

@@ -112,6 +112,10 @@ pub(crate) trait Ip: FamilyMaps + Rewrite + Quote + Refusal + Subprograms {
     /// The same for a packet as most are ([`Flow::is_plain`], and without IP options), in one go; `None` for every other, right or wrong.
     fn parse_plain(frame: impl Frame, at: u64) -> Option<Flow<Self>>;
 
+    /// Whether a router may cut a packet, at an offset, into fragments. One that is a fragment already is not: all of a datagram have to go
+    /// one way, or who puts them together waits for what went past it.
+    fn may_be_cut(frame: impl Frame, at: u64) -> bool;
+
     /// Whether an address is multicast or broadcast.
     fn is_multicast(addr: Self::Addr) -> bool;
 
@@ -138,6 +142,8 @@ pub(crate) struct Ipv4Header {
     pub(crate) dst: u32,
 }
 
+/// Don't fragment, in host order.
+const DONT_FRAGMENT: u16 = 0x4000;
 /// More fragments follow, in host order.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset, in host order.
@@ -149,6 +155,12 @@ impl Ip for V4 {
     #[inline(always)]
     fn is_multicast(addr: Ip4) -> bool {
         addr.is_multicast_or_broadcast()
+    }
+
+    #[inline(always)]
+    fn may_be_cut(frame: impl Frame, at: u64) -> bool {
+        let fragment = frame.read::<u16>(at + core::mem::offset_of!(Ipv4Header, fragment) as u64);
+        fragment.is_some_and(|word| word & (DONT_FRAGMENT | MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() == 0)
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ use crate::{
     count::count,
     maps::node,
     packet::{
-        frame::Frame,
+        frame::{ETH_LEN, Frame},
         parse::{Flow, Ip},
         skb::{AF_INET, Skb},
         tunnel::{self, Wrap},
@@ -122,9 +122,11 @@ fn link_by_underlay(found: i64, params: &FibLookup) -> Link {
 #[inline(always)]
 pub(crate) fn to_host(skb: Skb, at_tunnel_device: bool) -> Verdict {
     count(Counter::ToHost);
-    if !at_tunnel_device {
-        return Verdict::Pass;
-    }
+    if at_tunnel_device { enter_at_tunnel_device(skb) } else { Verdict::Pass }
+}
+
+#[inline(always)]
+fn enter_at_tunnel_device(skb: Skb) -> Verdict {
     match skb.set_dst_mac(node!(tunnel_mac)) {
         Ok(()) => skb.redirect_ingress(node!(tunnel_ifindex)),
         Err(reason) => Verdict::Drop(reason),
@@ -133,6 +135,17 @@ pub(crate) fn to_host(skb: Skb, at_tunnel_device: bool) -> Verdict {
 
 /// The way to the outside, by the host's routing table.
 pub(crate) struct WayOut(FibLookup);
+
+/// Whether a packet can take the way out at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It can, and the next hop's MAC is known.
+    Known,
+    /// It can, and the kernel finds the next hop's MAC.
+    Unknown,
+    /// Only in pieces.
+    Cut,
+}
 
 impl WayOut {
     /// What to ask for a packet of some length that is to leave as `to`.
@@ -154,16 +167,20 @@ impl WayOut {
         link_by_underlay(found, &self.0)
     }
 
-    /// Finds it, before the first change to the packet: who is refused must know it again. Says whether the next hop's MAC is known.
+    /// Finds it, before the first change to the packet: who is refused must know it again.
     #[inline(always)]
-    pub(crate) fn find<F: Ip>(&mut self, skb: Skb, hook: Hook, flow: &Flow<F>) -> Stage<bool> {
+    pub(crate) fn find<F: Ip>(&mut self, skb: Skb, hook: Hook, flow: &Flow<F>) -> Stage<Passage> {
         let found = ask(skb, &mut self.0, 0);
         if found < 0 {
             return dropped(DropReason::NoRoute);
         }
         let (reason, what, mtu) = match found as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => return ControlFlow::Continue(true),
-            BPF_FIB_LKUP_RET_NO_NEIGH => return ControlFlow::Continue(false),
+            BPF_FIB_LKUP_RET_SUCCESS => return ControlFlow::Continue(Passage::Known),
+            BPF_FIB_LKUP_RET_NO_NEIGH => return ControlFlow::Continue(Passage::Unknown),
+            // With no hop left it is answered here: the stack would tell this node, whose address it has by then.
+            BPF_FIB_LKUP_RET_FRAG_NEEDED if !hook.egress && flow.ttl > 1 && F::may_be_cut(skb, ETH_LEN) => {
+                return ControlFlow::Continue(Passage::Cut);
+            }
             BPF_FIB_LKUP_RET_FRAG_NEEDED => {
                 // SAFETY: the look-up filled the MTU in.
                 (DropReason::PacketTooBig, answer::TOO_BIG, unsafe { self.0.__bindgen_anon_1.mtu_result })
@@ -173,12 +190,17 @@ impl WayOut {
         ControlFlow::Break(icmp::refuse(skb, hook, flow, reason, what, mtu))
     }
 
-    /// Takes it, without the host's stack: a packet with the node's own source would be a martian there.
+    /// Takes it, without the host's stack: a packet with the node's own source would be a martian where it came in. What is to be cut enters
+    /// the stack at `shunt0`, which lets such a source in.
     #[inline(always)]
-    pub(crate) fn take(&self, skb: Skb, hook: Hook, has_mac: bool) -> Verdict {
+    pub(crate) fn take(&self, skb: Skb, hook: Hook, passage: Passage) -> Verdict {
+        if passage == Passage::Cut {
+            count(Counter::SlowPath);
+            return enter_at_tunnel_device(skb);
+        }
         let found = &self.0;
         count(Counter::ToOutside);
-        if has_mac {
+        if passage == Passage::Known {
             let written = skb.set_dst_mac(Mac { bytes: found.dmac }).and_then(|()| skb.write(6, found.smac));
             return match written {
                 Ok(()) => skb.redirect(found.ifindex),

@@ -15,7 +15,7 @@ use shunt_common::{
 
 use super::{
     Hook, Stage, antispoof, conntrack,
-    deliver::{self, WayOut},
+    deliver::{self, Passage, WayOut},
     done, dropped, fragment,
     fragment::Unknown,
     icmp,
@@ -269,9 +269,10 @@ pub(crate) fn send<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, to: &Tuple<F>, n
         Next::Outside => {
             // Of a train of segments the kernel itself would not ask how long they are.
             let mut way = WayOut::of(to, flow.segment_len(skb.gso_size()) as u16);
-            let has_mac = way.find(skb, hook, flow)?;
-            change(skb, hook, flow, to, next)?;
-            return ControlFlow::Continue(way.take(skb, hook, has_mac));
+            let passage = way.find(skb, hook, flow)?;
+            // Who cuts it ages it.
+            change(skb, hook, flow, to, if passage == Passage::Cut { Next::Host } else { next })?;
+            return ControlFlow::Continue(way.take(skb, hook, passage));
         }
         _ => {}
     }

@@ -136,7 +136,9 @@ fn the_last_hop_and_what_the_tunnel_cannot_carry_are_left_to_the_stack() {
         tcp(POD, 1, VIP, 80, SYN).ttl(1),
         udp(POD, 1, REMOTE_POD, 2).ttl(0),
         udp(POD, 1, OUTSIDE, 53).ttl(1),
+        // It answers or cuts, as the packet allows.
         udp(POD, 1, REMOTE_POD, 2).payload(vec![1; 1450 - 27]),
+        udp(POD, 1, REMOTE_POD, 2).payload(vec![1; 1450 - 27]).fragment(0),
     ] {
         dataplane.run(PROGRAM, &packet.bytes()).is(Pass, &packet.bytes(), &["slow_path"]);
     }

@@ -9,5 +9,6 @@ mod shortcut;
 mod to_pod;
 mod to_wire;
 mod turn_back;
+mod way_out;
 
 use shunt_lab::test_run::{dataplane as harness, packet};

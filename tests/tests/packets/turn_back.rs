@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// The underlay's own MAC, that of the other node and that of the router.
-const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+pub(crate) const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 /// Another node, whose pods are in 10.244.3.0/24.
 const THIRD_IP: &str = "192.0.2.3";
 const THIRD_POD: &str = "10.244.3.2";
@@ -48,7 +48,8 @@ fn dataplane() -> Dataplane {
     dataplane
 }
 
-fn bare(xdp_forwards: u32) -> Dataplane {
+/// The same without any Service.
+pub(crate) fn bare(xdp_forwards: u32) -> Dataplane {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
     system("ip link add underlay address 02:00:00:00:00:01 type veth peer name wire");
     for device in ["lo", "wire", "underlay"] {
@@ -246,7 +247,7 @@ fn what_is_not_a_plain_packet_is_left_as_it_came() {
 }
 
 /// A tunnel packet popped and marked for `from_wire`.
-fn popped(inner: &Packet, ecn: u8) -> Vec<u8> {
+pub(crate) fn popped(inner: &Packet, ecn: u8) -> Vec<u8> {
     let mark = [&u32::from_be_bytes(*b"shnt").to_ne_bytes()[..], &[ecn, 0, 0, 0], &[0; 8]].concat();
     [&mark[..], &crate::from_wire::popped(inner.clone())].concat()
 }
