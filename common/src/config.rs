@@ -33,6 +33,21 @@ impl SkbLayout {
     pub const CAST: u32 = u32::from_be_bytes(*b"cast");
 }
 
+abi! {
+    /// Where the running kernel keeps whether a socket is its own, as its BTF says: the read-only global `SOCK`.
+    pub struct SockLayout {
+        /// Offset in bytes, within `struct sock`, of the byte that holds the bit `sk_kern_sock`.
+        pub kern_sock_byte: u32,
+        /// That bit, in the byte; 0 if it is not known, and any socket passes for a process's.
+        pub kern_sock_mask: u32,
+    }
+}
+
+impl SockLayout {
+    /// Nothing known.
+    pub const UNKNOWN: Self = Self { kern_sock_byte: 0, kern_sock_mask: 0 };
+}
+
 /// Values of `ip_summed` (include/linux/skbuff.h).
 pub mod ip_summed {
     /// The checksum stands in the packet, unchecked.

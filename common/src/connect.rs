@@ -19,7 +19,8 @@ abi! {
         pub addr: F::Addr,
     }
 
-    /// Value of `CONNECTED`: the frontend that a socket's program named, and believes to speak with.
+    /// Value of `CONNECTED`, keyed by a socket's cookie (SO_COOKIE), which no other has until the next boot: the frontend that the socket's
+    /// program named, and believes to speak with.
     pub struct Frontend<F> {
         /// Its address.
         pub addr: F::Addr,

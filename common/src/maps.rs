@@ -49,8 +49,9 @@ maps! {
     CHANGES v 1, crate::shortcut::STAMPS;
     /// Cookie of a network namespace -> [`Client`](crate::connect::Client).
     CLIENTS v 1, 4_096;
-    /// Socket -> [`Frontend`](crate::connect::Frontend). A part of each socket, so that there is no number of entries.
-    CONNECTED v 1, 0;
+    /// Cookie of a socket -> [`Frontend`](crate::connect::Frontend). 260 connections through Services at once for each of 250 pods; its buckets
+    /// take 1 MiB, and are looked at for each TCP socket that is connected or closed. Connections beyond are served packet by packet.
+    CONNECTED v 2, 65_536;
     /// Index 0: one of [`takeover`](crate::conntrack::takeover).
     TAKEOVER v 1, 1;
     /// Datagram -> [`Fragment`](crate::fragment::Fragment).

@@ -384,7 +384,7 @@ fn rows_are_read_without_an_agent() {
         assert_eq!(services[0].cluster.iter().map(|row| (row.id, row.backend)).collect::<Vec<_>>(), [(3, backend(3))]);
         assert_eq!(reader.backends().unwrap().len(), 1);
         assert!(reader.drops().unwrap().iter().all(|(_, count)| *count == 0));
-        assert_eq!(reader.fill().unwrap().iter().map(|fill| fill.entries).collect::<Vec<_>>(), [0, 0, 1, 0, 0]);
+        assert_eq!(reader.fill().unwrap().iter().map(|fill| fill.entries).collect::<Vec<_>>(), [0, 0, 1, 0, 0, 0]);
     });
 }
 

@@ -4,15 +4,15 @@
 use core::ptr;
 
 use aya_ebpf::{
-    btf_maps::SkStorage,
+    bindings::BPF_F_NO_PREALLOC,
     helpers::generated::bpf_get_prandom_u32,
-    macros::{btf_map, map},
+    macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use shunt_common::{
     address::{Address, Route},
     affinity::Affinity,
-    config::{NodeConfig, SkbLayout},
+    config::{NodeConfig, SkbLayout, SockLayout},
     connect::{Client, Frontend},
     conntrack::{CtEntry, CtKey},
     fragment::{Fragment, FragmentKey},
@@ -85,10 +85,11 @@ static TAKEOVER: Array<u32> = Array::with_max_entries(maps::TAKEOVER.capacity, 0
 #[map]
 static CLIENTS: HashMap<u64, Client<V4>> = HashMap::with_max_entries(maps::CLIENTS.capacity, 0);
 
-/// Socket -> the frontend that it was connected to. Writer and reader: `stages::connect`. An entry is the socket's own memory and goes
-/// with it: there is no full.
-#[btf_map]
-static CONNECTED: SkStorage<Frontend<V4>> = SkStorage::new();
+/// Cookie of a socket -> the frontend that it was connected to. Writer and reader: `stages::connect`, which removes an entry when its socket
+/// is closed; the agent removes all while nothing does. Memory for live sockets alone. Full: further connections are translated packet by packet,
+/// or without being remembered where that cannot be.
+#[map]
+static CONNECTED: HashMap<u64, Frontend<V4>> = HashMap::with_max_entries(maps::CONNECTED.capacity, BPF_F_NO_PREALLOC);
 
 /// Datagram -> what its fragments share. Writer and reader: `stages::fragment`. Full: the least recently used datagram is
 /// forgotten, its remaining fragments go to reassembly.
@@ -131,6 +132,17 @@ static NODE: NodeConfig = NodeConfig {
 #[unsafe(no_mangle)]
 static SKB: SkbLayout = SkbLayout::UNKNOWN;
 
+/// What the loader knows of the kernel's `struct sock`; constant as above.
+#[unsafe(no_mangle)]
+static SOCK: SockLayout = SockLayout::UNKNOWN;
+
+/// Where a socket's `struct sock` has what no context field shows.
+#[inline(always)]
+pub(crate) fn sock_layout() -> SockLayout {
+    // SAFETY: a live static; volatile, because the loader changes what the compiler sees as constant.
+    unsafe { ptr::read_volatile(&raw const SOCK) }
+}
+
 /// Where a packet's `struct sk_buff` has what no context field shows.
 #[inline(always)]
 pub(crate) fn skb_layout() -> SkbLayout {
@@ -170,7 +182,7 @@ pub(crate) trait FamilyMaps: Family {
     /// `CLIENTS`.
     fn clients() -> &'static HashMap<u64, Client<Self>>;
     /// `CONNECTED`.
-    fn connected() -> &'static SkStorage<Frontend<Self>>;
+    fn connected() -> &'static HashMap<u64, Frontend<Self>>;
     /// `SHORTCUTS`.
     fn shortcuts() -> &'static PerCpuArray<Shortcut<Self>>;
     /// `FRAGMENTS`.
@@ -222,7 +234,7 @@ impl FamilyMaps for V4 {
     }
 
     #[inline(always)]
-    fn connected() -> &'static SkStorage<Frontend<V4>> {
+    fn connected() -> &'static HashMap<u64, Frontend<V4>> {
         &CONNECTED
     }
 

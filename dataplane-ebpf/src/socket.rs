@@ -1,13 +1,15 @@
-//! A socket whose process is at a system call about its peer: whose it is, and every read and write of the call's address.
+//! A socket whose process is at a system call about its peer: whose it is, and every read and write of the call's address. And one at its end.
 
 use core::{marker::PhantomData, ptr};
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::generated::bpf_get_netns_cookie,
-    programs::SockAddrContext,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
+    programs::{SockAddrContext, SockContext},
 };
 use shunt_common::net::{Ip4, Port};
+
+use crate::maps::sock_layout;
 
 /// ::ffff:0:0/96, the first three words of an IPv4 address in an IPv6 one, as loaded (RFC 4291, 2.5.5.2).
 const MAPPED: [u32; 3] = [0, 0, 0xffffu32.to_be()];
@@ -81,18 +83,6 @@ impl<A: Form> Socket<A> {
         Self { context, form: PhantomData }
     }
 
-    /// The context, as maps of sockets take it.
-    #[inline(always)]
-    pub(crate) fn context(&self) -> &SockAddrContext {
-        &self.context
-    }
-
-    /// The socket itself, as helpers take it.
-    #[inline(always)]
-    pub(crate) fn raw(&self) -> *mut bpf_sock {
-        field!(self.call(), __bindgen_anon_1.sk)
-    }
-
     /// IP protocol number.
     #[inline(always)]
     pub(crate) fn proto(&self) -> u32 {
@@ -104,6 +94,30 @@ impl<A: Form> Socket<A> {
     pub(crate) fn netns(&self) -> u64 {
         // SAFETY: a valid context, as the helper wants it.
         unsafe { bpf_get_netns_cookie(self.call().cast()) }
+    }
+
+    /// Its cookie (SO_COOKIE).
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: a valid context, as the helper wants it.
+        unsafe { bpf_get_socket_cookie(self.call().cast()) }
+    }
+
+    /// Whether a TCP socket is known to be the kernel's own (a network file system's, say) and no process's.
+    #[inline(always)]
+    pub(crate) fn is_kernels(&self) -> bool {
+        let layout = sock_layout();
+        if layout.kern_sock_mask == 0 {
+            return false;
+        }
+        // SAFETY: the socket of the context, as the helper wants it.
+        let sock = unsafe { bpf_skc_to_tcp_sock(self.raw().cast()) }.cast::<u8>();
+        if sock.is_null() {
+            return false;
+        }
+        // SAFETY: `struct tcp_sock` begins with `struct sock`, and this is within it by the kernel's own description; the verifier checks it again.
+        let byte = unsafe { sock.add(layout.kern_sock_byte as usize).read() };
+        u32::from(byte) & layout.kern_sock_mask != 0
     }
 
     /// Whether its owner chose its address or port before.
@@ -132,5 +146,36 @@ impl<A: Form> Socket<A> {
     #[inline(always)]
     fn call(&self) -> *mut bpf_sock_addr {
         self.context.sock_addr
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut bpf_sock {
+        field!(self.call(), __bindgen_anon_1.sk)
+    }
+}
+
+/// A socket that nobody has open any more.
+pub(crate) struct Closed {
+    context: SockContext,
+}
+
+impl Closed {
+    /// The socket of a program's context.
+    #[inline(always)]
+    pub(crate) fn new(context: SockContext) -> Self {
+        Self { context }
+    }
+
+    /// IP protocol number.
+    #[inline(always)]
+    pub(crate) fn proto(&self) -> u32 {
+        field!(self.context.sock, protocol)
+    }
+
+    /// Its cookie (SO_COOKIE).
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: a valid context, as the helper wants it.
+        unsafe { bpf_get_socket_cookie(self.context.sock.cast()) }
     }
 }

@@ -8,18 +8,29 @@
 use std::{
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
-use shunt::socket::protocol::ConnectStatus;
-use shunt_common::verdict::Counter;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn};
+use serde_json::json;
+use shunt::{
+    kernel::{connect::Connected, pins::PinDir, table::Table},
+    socket::protocol::ConnectStatus,
+};
+use shunt_common::{
+    connect::Frontend,
+    maps,
+    net::{Ip4, Port as NetPort, V4},
+    verdict::Counter,
+};
 use shunt_lab::{
     cluster::Port,
     lab::{Lab, eventually},
     netns::Netns,
     node::Node,
+    pod::Pod,
     service::{PORT, SOON, Service, TARGET, refused, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE},
     traffic::echo::TcpClient,
@@ -33,6 +44,26 @@ fn translated(node: &Node, work: impl FnOnce() -> Result<()>) -> Result<(u64, u6
     work()?;
     let after = count()?;
     Ok((after.0 - before.0, after.1 - before.1))
+}
+
+/// What a node's map remembers of sockets.
+fn connected(node: &Node) -> Result<Connected> {
+    Ok(Table::open(&maps::CONNECTED, &PinDir::new(node.pin_dir()).map(&maps::CONNECTED))?)
+}
+
+/// How it remembers an address.
+fn frontend(of: SocketAddrV4) -> Frontend<V4> {
+    Frontend { addr: Ip4::from(*of.ip()), port: NetPort::from_host(of.port()), reserved: 0 }
+}
+
+/// The number of a socket that no other has.
+fn cookie(socket: &impl AsFd) -> Result<u64> {
+    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: a live descriptor, and room of the stated length.
+    let got = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut cookie).cast(), &raw mut len) };
+    ensure!(got == 0, "{}", std::io::Error::last_os_error());
+    Ok(cookie)
 }
 
 /// The address that the other end of a TCP connection to a server of ours sees.
@@ -90,6 +121,82 @@ fn a_socket_that_is_connected_elsewhere_afterwards_names_that() -> Result<()> {
     ensure!(dissolved == 0, "{}", std::io::Error::last_os_error());
     nix::sys::socket::connect(stream.as_raw_fd(), &nix::sys::socket::SockaddrIn::from(direct))?;
     ensure!(stream.peer_addr()? == SocketAddr::V4(direct), "it names {}", stream.peer_addr()?);
+    ensure!(connected(lab.node("n1"))?.entries()?.is_empty(), "what it was connected to before is remembered");
+    Ok(())
+}
+
+#[test]
+fn a_service_is_remembered_for_a_socket_until_nobody_has_it_open() -> Result<()> {
+    let lab = Lab::build_with(&PAIR, Translation::Connect)?;
+    let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
+    let _server = serve_pod(&b)?;
+    let web = Service::create(&lab, "web", 10, &[&b])?;
+    // Nobody listens there.
+    let mute = Service::create(&lab, "mute", 11, &[&a])?;
+    let connected = connected(lab.node("n1"))?;
+
+    // Through descriptors that were duplicated, in this process and others. The server's end, which is of this node too, is never in it.
+    let stream = a.netns.inside(|| TcpStream::connect(web.vip))?;
+    let entry = (cookie(&stream)?, frontend(web.vip));
+    ensure!(connected.entries()? == [entry], "{:?}", connected.entries()?);
+    let other = stream.try_clone()?;
+    drop(stream);
+    ensure!(connected.entries()? == [entry] && other.peer_addr()? == SocketAddr::V4(web.vip));
+    let mut child = Command::new("sleep").arg("60").stdin(OwnedFd::from(other)).spawn()?;
+    let with_the_child = connected.entries();
+    child.kill()?;
+    child.wait()?;
+    ensure!(with_the_child? == [entry], "another process has it open");
+    ensure!(connected.entries()?.is_empty(), "{:?} after the last has closed it", connected.entries()?);
+
+    // One whose connection fails, and that tries again.
+    let socket =
+        a.netns.inside(|| nix::sys::socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))?;
+    let connect = |to: SocketAddrV4| nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrIn::from(to));
+    for _ in 0..2 {
+        ensure!(connect(mute.vip) == Err(nix::Error::ECONNREFUSED), "{} has nobody that listens", mute.vip);
+        ensure!(connected.entries()? == [(cookie(&socket)?, frontend(mute.vip))], "{:?}", connected.entries()?);
+    }
+    connect(web.vip)?;
+    ensure!(connected.entries()? == [(cookie(&socket)?, frontend(web.vip))], "{:?}", connected.entries()?);
+    let stream = TcpStream::from(socket);
+    ensure!(stream.peer_addr()? == SocketAddr::V4(web.vip), "it names {}", stream.peer_addr()?);
+    drop(stream);
+    ensure!(connected.entries()?.is_empty(), "{:?}", connected.entries()?);
+    Ok(())
+}
+
+#[test]
+fn who_finds_no_room_is_served_packet_by_packet() -> Result<()> {
+    let lab = Lab::build_with(&PAIR, Translation::Connect)?;
+    let n1 = lab.node("n1");
+    let ports = json!([{ "hostPort": 8081, "containerPort": TARGET, "protocol": "tcp" }]);
+    let (a, b) = (lab.pod("n1", "a")?, Pod::add_with(n1, "b", json!({ "runtimeConfig": { "portMappings": ports } }))?);
+    let _server = serve_pod(&b)?;
+    let service = Service::create(&lab, "web", 10, &[&b])?;
+    let connected = connected(n1)?;
+    let served = || {
+        translated(n1, || {
+            let stream = a.netns.inside(|| TcpStream::connect(service.vip))?;
+            ensure!(stream.peer_addr()? == SocketAddr::V4(service.vip), "it names {}", stream.peer_addr()?);
+            ensure!(greeting(stream)?.starts_with("b "));
+            Ok(())
+        })
+    };
+    // Of sockets that there will never be: the kernel counts from 1.
+    let others: Vec<u64> = (0..u64::from(connected.capacity())).map(|number| u64::MAX - number).collect();
+    let values = vec![frontend(service.vip); others.len()];
+    connected.put_all(&others, &values, |index| format!("entry {index}")).map_err(|(_, error)| error)?;
+    ensure!(served()? == (0, 1), "without room");
+    // Which packets don't reach, and a name is not worth.
+    let at_loopback = n1.netns.inside(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 8081)))?;
+    ensure!(at_loopback.peer_addr()? == SocketAddr::from((b.address, TARGET)), "it names {}", at_loopback.peer_addr()?);
+    ensure!(greeting(at_loopback)?.starts_with("b "));
+    ensure!(connected.delete(&others[0])?);
+    // Its room is free again as soon as it is closed.
+    for _ in 0..2 {
+        ensure!(served()? == (1, 0), "with room for one");
+    }
     Ok(())
 }
 
@@ -167,24 +274,31 @@ fn it_outlives_the_agent_and_ends_when_it_is_switched_off() -> Result<()> {
 
     lab.node_mut("n1").kill_agent()?;
     let mut under_way = TcpClient::connect(&a.netns, service.vip)?;
+    let open = a.netns.inside(|| TcpStream::connect(service.vip))?;
+    let remembered = |lab: &Lab| -> Result<usize> { Ok(connected(lab.node("n1"))?.entries()?.len()) };
     for client in [&a.netns, &host] {
         ensure!(served(&lab, client)? == (1, 0), "{} without an agent", client.name());
     }
+    ensure!(remembered(&lab)? == 2, "those that are open, and no others");
     lab.node_mut("n1").start_agent()?;
     lab.node("n1").wait_ready()?;
     for client in [&a.netns, &host] {
         ensure!(served(&lab, client)? == (1, 0), "{} after a restart", client.name());
         refused(client, empty.vip)?;
     }
-    let stands = |lab: &Lab| -> Result<bool> {
-        let links = std::fs::read_dir(lab.node("n1").pin_dir().join("links"))?;
-        let mut names = links.map(|link| Ok(link?.file_name().into_string().unwrap_or_default()));
-        names.try_fold(false, |found, name: std::io::Result<String>| Ok(found || name?.starts_with("connect")))
+    ensure!(remembered(&lab)? == 2 && open.peer_addr()? == SocketAddr::V4(service.vip), "after a restart");
+    let links = |lab: &Lab| -> Result<Vec<String>> {
+        let mut names = PinDir::new(lab.node("n1").pin_dir()).link_names()?;
+        names.retain(|name| name.ends_with("_cgroup"));
+        Ok(names)
     };
-    ensure!(stands(&lab)?);
+    let all = ["connect4", "connect6", "getpeername4", "getpeername6", "sock_release"].map(|name| format!("{name}_cgroup"));
+    ensure!(links(&lab)? == all, "{:?}", links(&lab)?);
+    let closed_meanwhile = a.netns.inside(|| TcpStream::connect(service.vip))?;
 
     lab.switch_translation("n1", Translation::Packet)?;
-    ensure!(!stands(&lab)? && lab.node("n1").status()?.connect == Some(ConnectStatus::Off));
+    ensure!(links(&lab)?.is_empty() && lab.node("n1").status()?.connect == Some(ConnectStatus::Off));
+    drop(closed_meanwhile);
     for client in [&a.netns, &host] {
         ensure!(served(&lab, client)? == (0, 1), "{} with it switched off", client.name());
     }
@@ -195,6 +309,9 @@ fn it_outlives_the_agent_and_ends_when_it_is_switched_off() -> Result<()> {
         ensure!(served(&lab, client)? == (1, 0), "{} with it switched on again", client.name());
     }
     under_way.exchange(b"still there?")?;
+    // Which of the sockets of before are still open nobody knows.
+    ensure!(remembered(&lab)? == 0, "{:?}", connected(lab.node("n1"))?.entries()?);
+    ensure!(open.peer_addr()? == SocketAddr::V4(SocketAddrV4::new(b.address, TARGET)), "it names {}", open.peer_addr()?);
 
     // What somebody took away comes back with a look at everything, which a restart is.
     std::fs::remove_file(lab.node("n1").pin_dir().join("links/connect4_cgroup"))?;

@@ -3,7 +3,7 @@
 use crate::{
     config::{AgentOptions, ConnectTimeTranslation},
     kernel::{
-        connect::{self, Cgroup},
+        connect::{self, Cgroup, Connected},
         pins::PinDir,
         programs::{Programs, ProgramsError},
     },
@@ -32,10 +32,10 @@ impl Connect {
         }
     }
 
-    /// Puts the programs in force, if that is the way; whether they are.
-    pub(super) fn put_in_force(&mut self, programs: &mut Programs) -> bool {
+    /// Puts the programs in force, if that is the way; whether they are. `connected` is the map `CONNECTED` that they use.
+    pub(super) fn put_in_force(&mut self, programs: &mut Programs, connected: &Connected) -> bool {
         let Self::At(cgroup) = self else { return false };
-        match programs.attach_connect(cgroup) {
+        match programs.attach_connect(cgroup, connected) {
             Ok(()) => true,
             Err(error) => {
                 *self = Self::unavailable(&error);

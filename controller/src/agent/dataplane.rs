@@ -290,7 +290,7 @@ impl Dataplane {
                 }
             }
         }
-        if self.connect.put_in_force(&mut self.programs) {
+        if self.connect.put_in_force(&mut self.programs, &self.kernel.maps().connected) {
             wanted.extend(connect::link_names(&self.dir));
         }
         tracing::info!(links = wanted.len() - 1, took = ?start.elapsed(), "programs are in force");

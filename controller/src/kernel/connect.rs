@@ -1,4 +1,4 @@
-//! Connect-time translation: the programs at system calls about a socket's peer, attached to a cgroup and all below it.
+//! Connect-time translation: the programs at system calls about a socket's peer and at a socket's end, attached to a cgroup and all below it.
 //!
 //! Programs of others at the same cgroup run beside them. Which sockets are ours they tell by the map `CLIENTS`.
 
@@ -9,17 +9,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, links::FdLink};
+use aya::programs::{
+    CgroupAttachMode, Program, ProgramError,
+    links::{FdLink, LinkError},
+};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use shunt_common::{connect::Frontend, net::V4};
 
 use super::{
     pins::PinDir,
     programs::{Attached, Programs, ProgramsError, link_error, program_error},
     sys::{self, Target},
+    table::Table,
 };
 
-/// The programs, by the names that the object file and the pins have for them.
-const PROGRAMS: [&str; 4] = ["getpeername4", "getpeername6", "connect4", "connect6"];
+/// Removes the entries of sockets that end.
+const RELEASE: &str = "sock_release";
+
+/// The programs, by the names that the object file and the pins have for them, in the order in which they are attached: what makes entries of
+/// `CONNECTED` comes after what uses and removes them. Who removes links goes by the names in order: there, too, the latter stay longer.
+const PROGRAMS: [&str; 5] = [RELEASE, "getpeername4", "getpeername6", "connect4", "connect6"];
+
+/// The map `CONNECTED`.
+pub type Connected = Table<u64, Frontend<V4>>;
 
 /// What pins of links have in the place of an interface.
 const PLACE: &str = "cgroup";
@@ -68,14 +80,23 @@ impl Programs {
     ///
     /// # Errors
     /// The kernel refuses, or a link cannot be pinned; some may be attached.
-    pub fn attach_connect(&mut self, cgroup: &Cgroup) -> Result<(), ProgramsError> {
+    pub fn attach_connect(&mut self, cgroup: &Cgroup, connected: &Connected) -> Result<(), ProgramsError> {
         let place = cgroup.path.display().to_string();
         for name in PROGRAMS {
-            self.connect(name)?.load().map_err(program_error("load", name, ""))?;
+            let loaded = match self.connect(name)? {
+                Program::CgroupSock(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            };
+            loaded.map_err(program_error("load", name, ""))?;
         }
         let dir = File::open(&cgroup.path).map_err(link_error("open the cgroup for", PROGRAMS[0], &place))?;
         for name in PROGRAMS {
-            self.attach_one(name, cgroup, &dir, &place)?;
+            let attached = self.attach_one(name, cgroup, &dir, &place)?;
+            if (name, attached) == (RELEASE, Attached::New) {
+                // While it was not in force sockets have come to their end unseen.
+                connected.clear()?;
+            }
         }
         Ok(())
     }
@@ -95,18 +116,23 @@ impl Programs {
             Some(_) => self.dir.remove_link(&pin)?,
             None => {}
         }
-        let failed = program_error("attach", name, place);
-        let program = self.connect(name)?;
         // Alone on its link; beside all others at the cgroup, as links always are.
-        let id = program.attach(dir, CgroupAttachMode::Single).map_err(&failed)?;
-        let link = FdLink::try_from(program.take_link(id).map_err(&failed)?).map_err(link_error("pin", name, place))?;
+        let link = match self.connect(name)? {
+            Program::CgroupSock(program) => {
+                program.attach(dir, CgroupAttachMode::Single).and_then(|id| program.take_link(id)).map(FdLink::try_from)
+            }
+            Program::CgroupSockAddr(program) => {
+                program.attach(dir, CgroupAttachMode::Single).and_then(|id| program.take_link(id)).map(FdLink::try_from)
+            }
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        let link = link.map_err(program_error("attach", name, place))?.map_err(link_error::<LinkError>("pin", name, place))?;
         link.pin(path).map_err(link_error("pin", name, place))?;
         Ok(Attached::New)
     }
 
-    fn connect(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, ProgramsError> {
-        let program = self.ebpf.program_mut(name).ok_or(ProgramsError::NoSuchProgram { program: name })?;
-        program.try_into().map_err(program_error("use", name, ""))
+    fn connect(&mut self, name: &'static str) -> Result<&mut Program, ProgramsError> {
+        self.ebpf.program_mut(name).ok_or(ProgramsError::NoSuchProgram { program: name })
     }
 }
 
@@ -138,6 +164,16 @@ pub fn is_attached(dir: &PinDir, cgroup: &Cgroup) -> Result<bool, ProgramsError>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_removes_entries_comes_before_what_makes_them_and_its_link_goes_after() {
+        let dir = PinDir::new("/sys/fs/bpf/shunt");
+        let mut names: Vec<String> = link_names(&dir).collect();
+        assert_eq!(names.first(), Some(&link_name(&dir, RELEASE)));
+        // As all that removes links goes by.
+        names.sort_unstable();
+        assert_eq!(names.last(), Some(&link_name(&dir, RELEASE)));
+    }
 
     #[test]
     fn a_directory_that_is_no_cgroup_is_named() {

@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 use aya::maps::{Map, MapData, PerCpuArray};
 use shunt_common::{
     address::{Address, Prefix, Route},
-    connect::Client,
+    connect::{Client, Frontend},
     conntrack::{CtEntry, CtKey},
     maps::{self, MapSpec},
     net::{Ip4, V4},
@@ -35,6 +35,8 @@ pub struct Maps {
     pub epoch: Table<u32, u32>,
     /// `CLIENTS`.
     pub clients: Table<u64, Client<V4>>,
+    /// `CONNECTED`.
+    pub connected: Table<u64, Frontend<V4>>,
     /// `TAKEOVER`.
     pub takeover: Table<u32, u32>,
     /// `CONNTRACK`.
@@ -57,6 +59,7 @@ impl Maps {
             source_ranges: Table::open(&maps::SOURCE_RANGES, path(&maps::SOURCE_RANGES).as_ref())?,
             epoch: Table::open(&maps::EPOCH, path(&maps::EPOCH).as_ref())?,
             clients: Table::open(&maps::CLIENTS, path(&maps::CLIENTS).as_ref())?,
+            connected: Table::open(&maps::CONNECTED, path(&maps::CONNECTED).as_ref())?,
             takeover: Table::open(&maps::TAKEOVER, path(&maps::TAKEOVER).as_ref())?,
             conntrack: Table::open(&maps::CONNTRACK, path(&maps::CONNTRACK).as_ref())?,
         })

@@ -23,6 +23,7 @@ use super::{
     pins::{MapPins, PinDir, PinError, Shape},
     skb::{SkbAccess, SkbError},
     sys::Target,
+    table::TableError,
 };
 
 /// The object file, built from `dataplane-ebpf/`.
@@ -118,6 +119,9 @@ pub enum ProgramsError {
     /// The pin directory refuses.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// A map cannot be emptied.
+    #[error(transparent)]
+    Table(#[from] TableError),
 }
 
 fn on(interface: &str) -> String {
@@ -170,7 +174,11 @@ pub fn load<'a>(
     adjust: impl FnOnce(&mut EbpfLoader<'a>),
 ) -> Result<Ebpf, ProgramsError> {
     let mut loader = EbpfLoader::new();
-    loader.override_global("NODE", node, true).override_global("SKB", skb.layout(), true);
+    loader.override_global("NODE", node, true).override_global("SKB", skb.layout(), true).override_global(
+        "SOCK",
+        skb.sock(),
+        true,
+    );
     adjust(&mut loader);
     let mut ebpf = loader.load(&skb.patch(object)).map_err(|error| ProgramsError::Load(Box::new(error)))?;
     for hook in Hook::ALL {

@@ -181,6 +181,7 @@ impl Reader {
             fill(maps::SERVICES.name, &self.maps.services)?,
             fill(maps::SOURCE_RANGES.name, &self.maps.source_ranges)?,
             fill(maps::CONNTRACK.name, &self.maps.conntrack)?,
+            fill(maps::CONNECTED.name, &self.maps.connected)?,
         ])
     }
 }

@@ -1,5 +1,5 @@
 //! How a program looks into a packet's `struct sk_buff`: where the running kernel keeps what no context field shows, and the call that leads
-//! there, which the loader puts into the object file.
+//! there, which the loader puts into the object file. And where a socket's `struct sock` has what none shows.
 //!
 //! The call is the kfunc `bpf_cast_to_kern_ctx` (Linux 6.2), which the verifier turns into a move; it is named by its number in the kernel's
 //! BTF, so that no object file can hold it. Without it programs mend transport checksums through helpers: slower, otherwise the same.
@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use btf_rs::{Btf, BtfType, Type};
-use shunt_common::config::SkbLayout;
+use shunt_common::config::{SkbLayout, SockLayout};
 
 /// The BTF of the running kernel.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -38,11 +38,12 @@ pub struct SkbAccess {
     /// The call's number in the kernel's BTF.
     cast: Option<u32>,
     layout: SkbLayout,
+    sock: SockLayout,
 }
 
 impl SkbAccess {
     /// None: programs use helpers.
-    pub const NONE: Self = Self { cast: None, layout: SkbLayout::UNKNOWN };
+    pub const NONE: Self = Self { cast: None, layout: SkbLayout::UNKNOWN, sock: SockLayout::UNKNOWN };
 
     /// Of the running kernel.
     ///
@@ -59,18 +60,28 @@ impl SkbAccess {
         };
         let cast = types(CAST)?.into_iter().find_map(|(id, kind)| matches!(kind, Type::Func(_)).then_some(id));
         let cast = cast.ok_or(SkbError::Missing { what: "bpf_cast_to_kern_ctx (it comes with Linux 6.2)" })?;
-        let bits = types("sk_buff")?.into_iter().find_map(|(_, kind)| match kind {
-            Type::Struct(sk_buff) => bits_of(btf, &sk_buff, "ip_summed", 0, MAX_DEPTH),
-            _ => None,
-        });
-        let layout = bits.and_then(layout).ok_or(SkbError::Missing { what: "sk_buff.ip_summed of two bits" })?;
-        Ok(Self { cast: Some(cast), layout })
+        let bits = |name: &str, member: &str| -> Result<Option<(u32, u32)>, SkbError> {
+            Ok(types(name)?.into_iter().find_map(|(_, kind)| match kind {
+                Type::Struct(whole) => bits_of(btf, &whole, member, 0, MAX_DEPTH),
+                _ => None,
+            }))
+        };
+        let layout = bits("sk_buff", "ip_summed")?.and_then(layout);
+        let layout = layout.ok_or(SkbError::Missing { what: "sk_buff.ip_summed of two bits" })?;
+        let sock = bits("sock", "sk_kern_sock")?.and_then(sock_layout).unwrap_or(SockLayout::UNKNOWN);
+        Ok(Self { cast: Some(cast), layout, sock })
     }
 
     /// The constants for programs.
     #[must_use]
     pub fn layout(&self) -> &SkbLayout {
         &self.layout
+    }
+
+    /// Those about sockets.
+    #[must_use]
+    pub fn sock(&self) -> &SockLayout {
+        &self.sock
     }
 
     /// The object file with the call in place of what stands for it. Without one the place is never reached, but holds an instruction that
@@ -128,6 +139,11 @@ fn layout((at, len): (u32, u32)) -> Option<SkbLayout> {
     (len == 2 && ip_summed_shift <= 6).then_some(SkbLayout { known: 1, ip_summed_byte, ip_summed_shift })
 }
 
+/// A bit, as programs read it.
+fn sock_layout((at, len): (u32, u32)) -> Option<SockLayout> {
+    (len == 1).then_some(SockLayout { kern_sock_byte: at / 8, kern_sock_mask: 1 << (at % 8) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,14 +161,14 @@ mod tests {
         let place = instruction_in_object();
         let other = *b"cast----";
         let object = [place, other, place].concat();
-        let access = SkbAccess { cast: Some(0x1_0203), layout: SkbLayout::UNKNOWN };
+        let access = SkbAccess { cast: Some(0x1_0203), ..SkbAccess::NONE };
         assert_eq!(access.patch(&object), [[0x85, 0x20, 0, 0, 3, 2, 1, 0], other, [0x85, 0x20, 0, 0, 3, 2, 1, 0]].concat());
         assert_eq!(SkbAccess::NONE.patch(&object), [[0xb7, 0, 0, 0, 0, 0, 0, 0], other, [0xb7, 0, 0, 0, 0, 0, 0, 0]].concat());
     }
 
     /// A BTF file (Documentation/bpf/btf.rst) of these types, each in words.
     fn btf(types: &[&[u32]]) -> Btf {
-        let strings = b"\0bpf_cast_to_kern_ctx\0sk_buff\0ip_summed\0";
+        let strings = b"\0bpf_cast_to_kern_ctx\0sk_buff\0ip_summed\0sock\0sk_kern_sock\0";
         let types: Vec<u8> = types.concat().iter().flat_map(|word| word.to_le_bytes()).collect();
         let header = [0x0001_eb9f, 24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
         let header = header.iter().flat_map(|word| word.to_le_bytes());
@@ -162,6 +178,8 @@ mod tests {
     const CAST_NAME: u32 = 1;
     const SK_BUFF_NAME: u32 = 22;
     const IP_SUMMED_NAME: u32 = 30;
+    const SOCK_NAME: u32 = 40;
+    const KERN_SOCK_NAME: u32 = 45;
     const PROTOTYPE: &[u32] = &[0, 13 << 24, 0];
     const FUNCTION: &[u32] = &[CAST_NAME, 12 << 24, 1];
     const BYTE: &[u32] = &[0, 1 << 24, 1, 8];
@@ -169,12 +187,23 @@ mod tests {
     const BITS: &[u32] = &[0, 1 << 31 | 4 << 24 | 1, 1, IP_SUMMED_NAME, 3, 2 << 24 | 5];
     /// It follows 128 bytes.
     const SK_BUFF: &[u32] = &[SK_BUFF_NAME, 4 << 24 | 1, 129, 0, 4, 1024];
+    /// Of its members the second bit of byte 500.
+    const SOCK: &[u32] = &[SOCK_NAME, 1 << 31 | 4 << 24 | 1, 501, KERN_SOCK_NAME, 3, 1 << 24 | 4001];
 
     #[test]
     fn what_a_kernel_says_of_itself_is_found_in_anonymous_structs_too() {
         let access = SkbAccess::described_by(&btf(&[PROTOTYPE, FUNCTION, BYTE, BITS, SK_BUFF])).unwrap();
         let layout = SkbLayout { known: 1, ip_summed_byte: 128, ip_summed_shift: 5 };
-        assert_eq!(access, SkbAccess { cast: Some(2), layout });
+        assert_eq!(access, SkbAccess { cast: Some(2), layout, sock: SockLayout::UNKNOWN });
+        let access = SkbAccess::described_by(&btf(&[PROTOTYPE, FUNCTION, BYTE, BITS, SK_BUFF, SOCK])).unwrap();
+        let sock = SockLayout { kern_sock_byte: 500, kern_sock_mask: 2 };
+        assert_eq!(access, SkbAccess { cast: Some(2), layout, sock });
+    }
+
+    #[test]
+    fn the_running_kernel_tells_its_own_sockets_from_those_of_processes() {
+        let access = SkbAccess::of_this_kernel().unwrap();
+        assert_eq!(access.sock().kern_sock_mask.count_ones(), 1, "{access:?}");
     }
 
     #[test]

@@ -171,6 +171,19 @@ impl<K: Pod, V: Pod> Table<K, V> {
         sys::delete(self.fd(), key).map_err(self.io("be written"))
     }
 
+    /// Removes every entry.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn clear(&self) -> Result<(), TableError> {
+        let mut failure = None;
+        self.walk(&mut Cursor::default(), |keys, _| {
+            failure = keys.iter().find_map(|key| self.delete(key).err());
+            failure.is_none()
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+
     /// Walks all entries in batches, in the map's own order.
     ///
     /// # Errors

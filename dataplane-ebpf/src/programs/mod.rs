@@ -24,6 +24,7 @@ mod from_wire;
 mod from_wire_xdp;
 mod getpeername4;
 mod getpeername6;
+mod sock_release;
 mod to_pod;
 mod to_wire;
 

@@ -16,7 +16,7 @@ use super::service::{self, Client};
 use crate::{
     count::count,
     packet::parse::Ip,
-    socket::{Form, Socket},
+    socket::{Closed, Form, Socket},
 };
 
 /// At `connect()`.
@@ -42,8 +42,7 @@ pub(crate) fn translate<F: Ip<Addr = Ip4>, A: Form>(socket: &Socket<A>) {
     });
     if !is_translated {
         // It may have been connected to a Service before.
-        // SAFETY: the socket of the context.
-        let _ = unsafe { F::connected().delete(socket.raw()) };
+        forget::<F>(socket.cookie());
     }
 }
 
@@ -56,12 +55,15 @@ fn give_backend<F: Ip<Addr = Ip4>, A: Form>(socket: &Socket<A>, flow: &Tuple<F>,
         return false;
     }
     let Ok(choice) = service::choose(flow, who as u32) else { return false };
-    let mut frontend = Frontend { addr: flow.dst, port: flow.dport, reserved: 0 };
-    // SAFETY: the socket of the context.
-    let kept = unsafe { F::connected().get_or_insert_ptr_mut(socket.context(), Some(&mut frontend)) };
-    // SAFETY: null as checked, or this socket's own value.
-    let Some(kept) = (unsafe { kept.as_mut() }) else { return false };
-    *kept = frontend;
+    // One of the kernel's own meets no program at its end, and has no process that asks for its peer.
+    if !socket.is_kernels() {
+        let frontend = Frontend { addr: flow.dst, port: flow.dport, reserved: 0 };
+        let has_room = F::connected().insert(socket.cookie(), frontend, 0).is_ok();
+        // Packets to the loopback meet nobody who translates them: better served without the name.
+        if !has_room && !flow.dst.is_loopback() {
+            return false;
+        }
+    }
     socket.set_peer(choice.backend.addr, choice.backend.port);
     count(Counter::ServiceConnect);
     true
@@ -70,8 +72,29 @@ fn give_backend<F: Ip<Addr = Ip4>, A: Form>(socket: &Socket<A>, flow: &Tuple<F>,
 /// At `getpeername()`: the peer is whom the socket's program named.
 #[inline(always)]
 pub(crate) fn name_peer<F: Ip<Addr = Ip4>, A: Form>(socket: &Socket<A>) {
-    // SAFETY: the socket of the context; null as checked, or its own value.
-    if let Some(frontend) = unsafe { F::connected().get_ptr_mut(socket.context()).as_ref() } {
+    if socket.proto() != u32::from(proto::TCP) {
+        return;
+    }
+    // SAFETY: the value is read at once.
+    if let Some(frontend) = unsafe { F::connected().get(socket.cookie()) } {
         socket.set_peer(frontend.addr, frontend.port);
+    }
+}
+
+/// At the last `close()`, of whatever socket.
+#[inline(always)]
+pub(crate) fn end<F: Ip>(socket: &Closed) {
+    if socket.proto() == u32::from(proto::TCP) {
+        forget::<F>(socket.cookie());
+    }
+}
+
+/// Forgets what a socket was connected to.
+#[inline(always)]
+fn forget<F: Ip>(cookie: u64) {
+    // Of most sockets there is nothing to forget, which a look tells without the lock that removing takes.
+    // SAFETY: the value is not read.
+    if unsafe { F::connected().get(cookie) }.is_some() {
+        let _ = F::connected().remove(cookie);
     }
 }

@@ -35,7 +35,8 @@ pub(super) struct Size {
 pub(super) fn all() -> Result<BTreeMap<String, Size>> {
     let (node, skb) = (Dataplane::node(1), SkbAccess::of_this_kernel()?);
     let mut loader = EbpfLoader::new();
-    loader.override_global("NODE", &node, true).override_global("SKB", skb.layout(), true);
+    loader.override_global("NODE", &node, true);
+    loader.override_global("SKB", skb.layout(), true).override_global("SOCK", skb.sock(), true);
     let mut ebpf = loader.verifier_log_level(VerifierLogLevel::STATS).load(&skb.patch(OBJECT))?;
     let stacks = stacks(&mut ebpf)?;
     ebpf.programs_mut().map(|(name, program)| Ok((name.to_owned(), size(name, program, &stacks)?))).collect()
@@ -61,6 +62,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         other => panic!("programs of type {:?} are not loaded here", other.prog_type()),
     }
 }
