@@ -76,8 +76,6 @@ pub(crate) struct Comparison {
     pub(crate) better: Better,
     /// The first is the one that the others are held against.
     pub(crate) contenders: Vec<Standing>,
-    /// Why ours may be slower than a rival, if that is known.
-    pub(crate) reason: Option<&'static str>,
 }
 
 /// Which end of the scale is the good one.
@@ -167,13 +165,6 @@ impl Report {
     /// Adds what a written report shows in absolute figures.
     pub(crate) fn comparison(&mut self, comparison: Comparison) {
         self.chapter().comparisons.push(comparison);
-    }
-
-    /// Says why ours may be slower than a rival in the comparison that was added last.
-    pub(crate) fn reason(&mut self, reason: &'static str) {
-        if let Some(comparison) = self.chapter().comparisons.last_mut() {
-            comparison.reason = Some(reason);
-        }
     }
 
     /// Adds what a written report plots over a size.

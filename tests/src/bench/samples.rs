@@ -137,7 +137,7 @@ impl Samples {
             cpu: taken.cpu().zip(work),
         });
         let contenders = contenders.collect();
-        report.comparison(Comparison { title: title.to_owned(), unit, better, contenders, reason: None });
+        report.comparison(Comparison { title: title.to_owned(), unit, better, contenders });
     }
 }
 

@@ -19,6 +19,7 @@ const LIMITS: &str = "\
 - Wires are veth pairs. A NIC has queues, interrupts, DMA and its own offloads: it makes every contender slower and the differences
   between them smaller in relation. XDP in a NIC's driver runs before a packet's buffer is a kernel's; on veth it runs after.
 - Both ends of a path, and all between, share one CPU: a rate is what the whole path costs, not what one machine of a pair could carry.
+  TCP streams are sent and received by batch processes (SCHED_BATCH): others preempt each other by chance, at one of two speeds.
   CPU figures are of the whole machine, from the kernel's accounting (`/proc/stat`, ticks of 10 ms).
 - Segments are cut to the MTU before the wire, as a wire has them; checksums there are left to a NIC that does them for nothing.
 - Ratios are of medians over rounds in which contenders took turns; min and max are of single rounds. Absolute figures belong to this
@@ -174,7 +175,6 @@ mod tests {
             unit: "k/s",
             better: Better::More,
             contenders: vec![standing("bare", &[100.0, 110.0], 1.25), standing("shunt", &[75.0, 76.0], 1.75)],
-            reason: None,
         });
         report.begin(Group::Services);
         let line = |values: [f64; 2]| vec![(10.0, Figure::of(&values[..1])), (1000.0, Figure::of(&values[1..]))];

@@ -84,7 +84,7 @@ fn contests(chapter: &Chapter) -> Vec<Contest> {
         what: comparison.title.clone(),
         unit: comparison.unit,
         better: comparison.better,
-        reason: comparison.reason,
+        reason: None,
         figures: comparison.contenders.iter().map(|standing| (standing.name, standing.figure)).collect(),
     });
     let mut contests: Vec<_> = comparisons.collect();
@@ -139,11 +139,9 @@ mod tests {
             unit: "k/s",
             better,
             contenders: figures.iter().map(|(name, rounds)| standing(name, rounds)).collect(),
-            reason: None,
         };
         report.comparison(comparison("as fast", Better::More, &[("veth", &[9.0]), ("flannel", &[5.0]), ("shunt", &[5.0])]));
         report.comparison(comparison("less", Better::More, &[("flannel", &[5.0]), ("shunt", &[4.0])]));
-        report.reason("measured on a Sunday");
         report.comparison(comparison("later", Better::Less, &[("flannel", &[5.0]), ("shunt", &[6.0])]));
         report.comparison(comparison(
             "now and then",
@@ -158,20 +156,24 @@ mod tests {
             // A size without nftables is no size at which ours is slower.
             ("nftables", points(&[(1000.0, 1.0)])),
         ];
-        report.curve(Curve::over_services("start".to_owned(), "s", Better::Less, lines));
+        let curve = Curve::over_services("start".to_owned(), "s", Better::Less, lines);
+        report.curve(Curve { reason: Some("measured on a Sunday"), ..curve.clone() });
+        report.curve(Curve { title: "again".to_owned(), ..curve });
         let beside = Beside::of(&report.chapters);
         let listed: Vec<_> = beside.slower.iter().map(ToString::to_string).collect();
         assert_eq!(
             listed,
             [
-                "less: 4.00 k/s, flannel 5.00 k/s: measured on a Sunday",
+                "less: 4.00 k/s, flannel 5.00 k/s: no reason given",
                 "later: 6.00 k/s, flannel 5.00 k/s: no reason given",
                 "now and then: 6.00 k/s, flannel 5.00 k/s: within the spread of the rounds",
-                "start, 10 Services: 2.00 s, iptables 1.00 s: no reason given",
-                "start, 1000 Services: 2.00 s, nftables 1.00 s: no reason given",
+                "start, 10 Services: 2.00 s, iptables 1.00 s: measured on a Sunday",
+                "start, 1000 Services: 2.00 s, nftables 1.00 s: measured on a Sunday",
+                "again, 10 Services: 2.00 s, iptables 1.00 s: no reason given",
+                "again, 1000 Services: 2.00 s, nftables 1.00 s: no reason given",
             ]
         );
-        let summary = "slower than flannel or a mode of kube-proxy in 5 of 7 figures: 1 of them within the spread of the rounds, 3 beyond it \
+        let summary = "slower than flannel or a mode of kube-proxy in 7 of 10 figures: 1 of them within the spread of the rounds, 4 beyond it \
                        without a reason given";
         assert_eq!(beside.summary(), summary);
     }
