@@ -32,7 +32,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, Notify, mpsc},
     task::JoinHandle,
 };
 
@@ -172,13 +172,14 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
             tracing::warn!(%error, "devices cannot be watched: changes are found with the next look at everything");
         }
     });
+    let nudge = Arc::new(Notify::new());
     pulse.beat();
     state.lock().await.cluster_changed(&source, &changes);
     let handler = Arc::new(Requests { state: state.clone(), instruments: instruments.clone() });
     let requests = tokio::spawn(server::serve(claim.listen()?, handler, Limits::default(), ending));
     let mut background = vec![
         tokio::spawn(background::sweep(dir.clone(), state.clone(), instruments.clone())),
-        tokio::spawn(audit::run(state.clone(), instruments)),
+        tokio::spawn(audit::run(state.clone(), instruments, nudge.clone())),
         tokio::spawn(background::hand_on_drops(dir.clone(), state.clone())),
         tokio::spawn(drop_log::run(dir)),
         tokio::spawn(installation::keep(installer, facts, state.clone())),
@@ -190,7 +191,7 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
         background.push(tokio::spawn(announcement::keep_node(client, name, announced, state.clone())));
     }
     tokio::select! {
-        () = follow(source, device_changes, &state, &pulse) => {}
+        () = follow(source, device_changes, &nudge, &state, &pulse) => {}
         () = signals.next() => {}
     }
     tracing::info!("the agent goes; the dataplane stays");
@@ -213,8 +214,14 @@ async fn end_in_order(mut requests: JoinHandle<()>, http: impl Iterator<Item = J
     }
 }
 
-/// The loop: cluster state, devices, the clock.
-async fn follow(mut source: Source, mut devices: mpsc::Receiver<watch::Change>, state: &Mutex<State>, pulse: &Pulse) {
+/// The loop: cluster state, devices, what fails beside it, the clock.
+async fn follow(
+    mut source: Source,
+    mut devices: mpsc::Receiver<watch::Change>,
+    nudge: &Notify,
+    state: &Mutex<State>,
+    pulse: &Pulse,
+) {
     let mut retry = RETRY;
     let mut due = next_check(&mut retry, &*state.lock().await);
     // One timer for all turns: a new one for each would wake whoever waits for timers and sockets, to no purpose.
@@ -237,6 +244,7 @@ async fn follow(mut source: Source, mut devices: mpsc::Receiver<watch::Change>, 
                     due = due.min(Instant::now() + SETTLE);
                 }
             }
+            () = nudge.notified() => due = due.min(Instant::now() + retry),
             () = &mut timer => {
                 let mut state = state.lock().await;
                 state.check(&source);

@@ -76,7 +76,7 @@ metrics! {
     SYNC_FAILURES = Counter "shunt_sync_failures_total" of "failures" [] "Changes that could not be brought into force at first; they are tried again.";
     SYNC_STEPS = Counter "shunt_sync_steps_total" of "steps" [] "Changes made to maps and host routes.";
     SYNC_LAST_SUCCESS = Gauge "shunt_sync_last_success_timestamp_seconds" of "seconds" [] "When cluster state was last brought into force, since 1970.";
-    AUDITS = Counter "shunt_audits_total" of "audits" ["finding"] "Times that maps and host routes were looked over, by what was found: \"as_known\", or \"differs\" where somebody else had changed them, and they were mended.";
+    AUDITS = Counter "shunt_audits_total" of "audits" ["finding"] "Times that maps and host routes were looked over, by what was found: \"as_known\", or \"differs\" where somebody else had changed them, and they are mended.";
     NETWORK_PROGRAMMING = Histogram "shunt_network_programming_duration_seconds" of "seconds" [] "From the change of a pod or Service that changed an EndpointSlice (its annotation endpoints.kubernetes.io/last-change-trigger-time) to the maps being written; as kube-proxy's metric of that name.";
 
     API_CONNECTED = Gauge "shunt_api_connected" of "" ["kind"] "1 while the kind is followed at the API server: listed once, and no request failing since; without an API server there is none.";

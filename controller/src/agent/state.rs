@@ -291,6 +291,12 @@ impl State {
         let Some(own) = self.own else { return };
         let outcome = self.try_bring_up(model, &own);
         self.health.set(Subject::Dataplane, &outcome);
+        if outcome.is_err()
+            && let Some(up) = &mut self.up
+        {
+            // Part of the new may be in force.
+            up.sync.doubt();
+        }
         if let Ok(report) = outcome {
             self.health.mend(Subject::Sync);
             self.in_force();

@@ -131,9 +131,9 @@ impl Sync {
         self.differ.as_ref().map(|differ| audit.step(differ, kernel))
     }
 
-    /// Whether these are the host routes that there should be, as far as that is certain.
-    pub(super) fn are_host_routes(&self, listed: &BTreeSet<Ipv4Net>) -> bool {
-        self.differ.as_ref().is_none_or(|differ| differ.host_routes() == listed)
+    /// Host routes that are missing from those listed, or too many; `None` while that is not certain.
+    pub(super) fn different_host_routes(&self, listed: &BTreeSet<Ipv4Net>) -> Option<BTreeSet<Ipv4Net>> {
+        self.differ.as_ref().map(|differ| differ.host_routes() ^ listed)
     }
 
     /// What the kernel holds is not certain any more: whatever comes next reads it back.

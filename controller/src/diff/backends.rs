@@ -47,9 +47,11 @@ impl BackendIds {
         u32::try_from(self.cells.len().saturating_sub(1 + self.available.len())).unwrap_or(u32::MAX)
     }
 
-    /// Whether this is what an id is known to stand for.
+    /// Whether this is what an id is known to stand for. Of one that never had a tenant nothing else counts, and nothing else is read back.
     pub(super) fn knows(&self, id: u32, backend: &Backend<V4>) -> bool {
-        id == 0 || self.cells.get(id as usize).unwrap_or(&EMPTY) == backend
+        let cell = self.cells.get(id as usize).unwrap_or(&EMPTY);
+        let is_unused = |backend: &Backend<V4>| backend.state == state::FREE && backend.generation == 0;
+        id == 0 || cell == backend || is_unused(cell) && is_unused(backend)
     }
 
     /// A run was found to name this id: the target behind it, unless it is free or another's.

@@ -18,7 +18,7 @@ use shunt_common::{connect::Frontend, net::V4};
 
 use super::{
     pins::PinDir,
-    programs::{Attached, Programs, ProgramsError, link_error, program_error},
+    programs::{Programs, ProgramsError, link_error, program_error},
     sys::{self, Target},
     table::Table,
 };
@@ -91,30 +91,29 @@ impl Programs {
             loaded.map_err(program_error("load", name, ""))?;
         }
         let dir = File::open(&cgroup.path).map_err(link_error("open the cgroup for", PROGRAMS[0], &place))?;
-        for name in PROGRAMS {
-            let attached = self.attach_one(name, cgroup, &dir, &place)?;
-            if (name, attached) == (RELEASE, Attached::New) {
-                // While it was not in force sockets have come to their end unseen.
-                connected.clear()?;
+        // At another cgroup, what makes entries goes before what removes them.
+        for name in PROGRAMS.into_iter().rev() {
+            let pin = link_name(&self.dir, name);
+            let is_here = |target| matches!(target, Target::Cgroup(id) if Some(id) == cgroup.id());
+            if self.dir.link_target(&pin)?.is_some_and(|target| !is_here(target)) {
+                self.dir.remove_link(&pin)?;
             }
+        }
+        for name in PROGRAMS {
+            self.attach_one(name, &dir, &place, connected)?;
         }
         Ok(())
     }
 
-    fn attach_one(&mut self, name: &'static str, cgroup: &Cgroup, dir: &File, place: &str) -> Result<Attached, ProgramsError> {
+    /// Attaches one that has no link at another cgroup.
+    fn attach_one(&mut self, name: &'static str, dir: &File, place: &str, connected: &Connected) -> Result<(), ProgramsError> {
         let path = self.dir.link(name, PLACE);
-        let pin = link_name(&self.dir, name);
-        match self.dir.link_target(&pin)? {
-            Some(Target::Cgroup(id)) if Some(id) == cgroup.id() => {
-                let replaced = sys::open_pin(&path).and_then(|link| {
-                    let program = self.connect(name).map_err(io::Error::other)?;
-                    sys::update_link(link.as_fd(), program.fd().map_err(io::Error::other)?.as_fd())
-                });
-                replaced.map_err(link_error("replace the program of", name, place))?;
-                return Ok(Attached::Replaced);
-            }
-            Some(_) => self.dir.remove_link(&pin)?,
-            None => {}
+        if self.dir.link_target(&link_name(&self.dir, name))?.is_some() {
+            let replaced = sys::open_pin(&path).and_then(|link| {
+                let program = self.connect(name).map_err(io::Error::other)?;
+                sys::update_link(link.as_fd(), program.fd().map_err(io::Error::other)?.as_fd())
+            });
+            return replaced.map_err(link_error("replace the program of", name, place));
         }
         // Alone on its link; beside all others at the cgroup, as links always are.
         let link = match self.connect(name)? {
@@ -127,8 +126,11 @@ impl Programs {
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         let link = link.map_err(program_error("attach", name, place))?.map_err(link_error::<LinkError>("pin", name, place))?;
-        link.pin(path).map_err(link_error("pin", name, place))?;
-        Ok(Attached::New)
+        if name == RELEASE {
+            // While it was not in force sockets have come to their end unseen. Before it is pinned: whoever finds its link knows that this is done.
+            connected.clear()?;
+        }
+        link.pin(path).map(drop).map_err(link_error("pin", name, place))
     }
 
     fn connect(&mut self, name: &'static str) -> Result<&mut Program, ProgramsError> {

@@ -146,6 +146,16 @@ impl Default for Cursor {
     }
 }
 
+impl Cursor {
+    /// Behind an entry of an array, where its index is the key.
+    #[must_use]
+    pub fn behind(index: u32) -> Self {
+        let mut cursor = Self { started: true, ..Self::default() };
+        cursor.position[..4].copy_from_slice(&index.to_ne_bytes());
+        cursor
+    }
+}
+
 /// A walk over a map in batches.
 pub struct Batches<'a, K, V> {
     map: BorrowedFd<'a>,

@@ -200,8 +200,21 @@ impl<K: Pod, V: Pod> Table<K, V> {
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn walk(&self, cursor: &mut Cursor, mut visit: impl FnMut(&[K], &[V]) -> bool) -> Result<bool, TableError> {
-        let mut batches = Batches::<K, V>::new(self.fd(), *cursor, BATCH.min(self.capacity.max(1) as usize));
+    pub fn walk(&self, cursor: &mut Cursor, visit: impl FnMut(&[K], &[V]) -> bool) -> Result<bool, TableError> {
+        self.walk_by(BATCH, cursor, visit)
+    }
+
+    /// As [`walk`](Self::walk), in batches of about so many entries.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn walk_by(
+        &self,
+        batch: usize,
+        cursor: &mut Cursor,
+        mut visit: impl FnMut(&[K], &[V]) -> bool,
+    ) -> Result<bool, TableError> {
+        let mut batches = Batches::<K, V>::new(self.fd(), *cursor, batch.min(self.capacity.max(1) as usize));
         while let Some((keys, values)) = batches.advance().map_err(self.io("be read"))? {
             if !visit(keys, values) {
                 *cursor = batches.cursor();

@@ -33,9 +33,9 @@ impl State {
         self.up.as_ref().map(|up| up.dataplane.kernel.via())
     }
 
-    /// Whether these are the host routes that there should be.
-    pub(in crate::agent) fn are_host_routes(&self, listed: &BTreeSet<Ipv4Net>) -> bool {
-        self.up.as_ref().is_none_or(|up| up.sync.are_host_routes(listed))
+    /// Host routes that are missing from those listed, or too many; `None` while that is not certain.
+    pub(in crate::agent) fn different_host_routes(&self, listed: &BTreeSet<Ipv4Net>) -> Option<BTreeSet<Ipv4Net>> {
+        self.up.as_ref()?.sync.different_host_routes(listed)
     }
 
     /// Reads back all that the kernel holds and mends it, whatever that takes.
