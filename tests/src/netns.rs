@@ -30,7 +30,10 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes one with its loopback up.
+    /// Makes one with its loopback up, and with a congestion control that the kernel has and allows everywhere.
+    ///
+    /// It would have the machine's, which may be one that paces what it sends by a timer (BBR). A socket that began with such a one keeps
+    /// the timer whatever control it is given later (`sk_pacing_status`, net/ipv4/tcp_bbr.c), and a timer is dear to a virtual machine.
     ///
     /// # Errors
     /// It exists already, or we may not.
@@ -39,6 +42,7 @@ impl Netns {
             .context("cannot make a network namespace")?;
         let netns = Self::open(name)?;
         netns.ip("link set lo up")?;
+        netns.sysctl("ipv4/tcp_congestion_control", "reno")?;
         Ok(netns)
     }
 
