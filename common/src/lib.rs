@@ -19,6 +19,7 @@ pub mod flow;
 pub mod fragment;
 pub mod icmp;
 pub mod maps;
+pub mod neighbour;
 pub mod net;
 pub mod service;
 pub mod shortcut;

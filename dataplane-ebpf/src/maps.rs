@@ -16,7 +16,7 @@ use shunt_common::{
     connect::{Client, Frontend},
     conntrack::{CtEntry, CtKey},
     fragment::{Fragment, FragmentKey},
-    maps,
+    maps, neighbour,
     net::{Family, Ip4, Mac, Port, V4},
     service::{Backend, Service, ServiceClient, ServiceKey, node_port_bit},
     shortcut::{self, Shortcut},
@@ -74,6 +74,11 @@ static CHANGES: Array<u32> = Array::with_max_entries(maps::CHANGES.capacity, 0);
 /// anew begin without. Full: a slot belongs to the flow that came last.
 #[map]
 static SHORTCUTS: PerCpuArray<Shortcut<V4>> = PerCpuArray::with_max_entries(shortcut::SLOTS, 0);
+
+/// Next hop -> when the kernel was last given a packet for it. Writer and reader: `stages::neighbour`. Not pinned, as above. Full: a slot belongs
+/// to the next hop that was used last.
+#[map]
+pub(crate) static NEIGHBOURS: Array<u64> = Array::with_max_entries(neighbour::SLOTS, 0);
 
 /// Index 0: whether the node is being taken over from other software, so that a flow that is not known may be one of the host's stack.
 /// Writer: the agent. Reader: `stages::stack`, for packets of no known flow.

@@ -12,13 +12,13 @@ use aya_ebpf::{
 use shunt_common::{
     flow::Tuple,
     icmp::answer,
-    net::{Ip4, Mac, proto},
+    net::{Family as _, Ip4, Mac, V4, proto},
     shortcut::Link,
     verdict::{Counter, DropReason, Verdict},
     vxlan::Name,
 };
 
-use super::{Hook, Stage, dropped, icmp};
+use super::{Hook, Stage, dropped, icmp, neighbour};
 use crate::{
     count::count,
     maps::node,
@@ -69,6 +69,9 @@ pub(crate) fn to_backend(skb: Skb, hook: Hook, wrap: Wrap, underlay: Ip4, backen
 #[inline(always)]
 fn to_underlay(skb: Skb, hook: Hook, underlay: Ip4) -> Verdict {
     count(Counter::ToTunnel);
+    if node!(xdp_forwards) != 0 {
+        neighbour::look_after(V4::word(underlay));
+    }
     let ifindex = node!(underlay_ifindex);
     let on_link = (underlay.be ^ node!(node_ip).be) & node!(underlay_mask).be == 0;
     if on_link && !hook.egress {
@@ -141,7 +144,7 @@ pub(crate) struct WayOut(FibLookup);
 pub(crate) enum Passage {
     /// It can, and the next hop's MAC is known.
     Known,
-    /// It can, and the kernel finds the next hop's MAC.
+    /// It can, and the kernel finds the next hop's MAC, or makes sure of it.
     Unknown,
     /// Only in pieces.
     Cut,
@@ -160,11 +163,25 @@ impl WayOut {
         Self(params)
     }
 
-    /// The link that it begins with, if that is the underlay's and the packet fits.
+    /// The link that it begins with, if that is the underlay's and the packet fits, and the next hop's word.
     #[inline(always)]
-    pub(crate) fn link(mut self, frame: impl Frame) -> Link {
+    pub(crate) fn link(mut self, frame: impl Frame) -> (Link, u32) {
         let found = ask(frame, &mut self.0, 0);
-        link_by_underlay(found, &self.0)
+        (link_by_underlay(found, &self.0), self.next_hop_word())
+    }
+
+    /// The next hop, once it is found: an IPv4 address is the first word.
+    #[inline(always)]
+    fn next_hop(&self) -> [u32; 4] {
+        // SAFETY: plain integers, of which the look-up replaced the destination by the next hop.
+        unsafe { self.0.__bindgen_anon_4.ipv6_dst }
+    }
+
+    /// [`Family::word`](shunt_common::net::Family::word) of the next hop.
+    #[inline(always)]
+    fn next_hop_word(&self) -> u32 {
+        let [a, b, c, d] = self.next_hop();
+        a ^ b ^ c ^ d
     }
 
     /// Finds it, before the first change to the packet: who is refused must know it again.
@@ -175,7 +192,10 @@ impl WayOut {
             return dropped(DropReason::NoRoute);
         }
         let (reason, what, mtu) = match found as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => return ControlFlow::Continue(Passage::Known),
+            BPF_FIB_LKUP_RET_SUCCESS if hook.egress || neighbour::is_looked_after(self.next_hop_word()) => {
+                return ControlFlow::Continue(Passage::Known);
+            }
+            BPF_FIB_LKUP_RET_SUCCESS => return ControlFlow::Continue(Passage::Unknown),
             BPF_FIB_LKUP_RET_NO_NEIGH => return ControlFlow::Continue(Passage::Unknown),
             // With no hop left it is answered here: the stack would tell this node, whose address it has by then.
             BPF_FIB_LKUP_RET_FRAG_NEEDED if !hook.egress && flow.ttl > 1 && F::may_be_cut(skb, ETH_LEN) => {
@@ -211,9 +231,8 @@ impl WayOut {
             // As for the tunnel.
             return skb.redirect_routed(found.ifindex);
         }
-        // SAFETY: the look-up replaced the destination by the next hop.
-        let next_hop = unsafe { found.__bindgen_anon_4.ipv6_dst };
-        skb.redirect_neigh(found.ifindex, found.family, next_hop)
+        neighbour::look_after(self.next_hop_word());
+        skb.redirect_neigh(found.ifindex, found.family, self.next_hop())
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod direct;
 pub(crate) mod forward;
 pub(crate) mod fragment;
 pub(crate) mod icmp;
+pub(crate) mod neighbour;
 pub(crate) mod peer;
 pub(crate) mod receive;
 pub(crate) mod route;

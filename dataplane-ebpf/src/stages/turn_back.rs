@@ -10,6 +10,7 @@ use shunt_common::{
     address::kind as address,
     conntrack::{kind, seen, translates},
     event::program,
+    net::{Family as _, V4},
     shortcut::{Link, Now, Shortcut},
     verdict::{Counter, Verdict},
     vxlan,
@@ -18,7 +19,7 @@ use shunt_common::{
 use super::{
     Hook, Stage,
     deliver::{self, WayOut},
-    done, peer,
+    done, neighbour, peer,
     receive::{self, Frontend},
     route::{self, Next},
     service::{self, Known},
@@ -101,13 +102,18 @@ fn decide<F: Ip>(packet: Xdp, flow: &Flow<F>, frontend: bool, now: Now) -> Optio
     } else {
         Tenant::NONE
     };
-    let shortcut = shortcut::put(flow, now, &to, next, tenant)?;
-    shortcut.link = match next {
-        Next::Tunnel { underlay, .. } => deliver::look_for_link(packet, underlay),
+    let (link, next_hop) = match next {
+        Next::Tunnel { underlay, .. } => (deliver::look_for_link(packet, underlay), V4::word(underlay)),
         // As long as any that `send` lets go, so that none has to be too big for the way.
         Next::Outside => WayOut::of(&to, node!(mtu) as u16).link(packet),
-        _ => Link::NONE,
+        _ => (Link::NONE, 0),
     };
+    // What is sent from here goes past the kernel's neighbours: now and then `from_wire` gives it a packet, so that it notices when one has another MAC.
+    if link.is_known() && !neighbour::is_looked_after(next_hop) {
+        return None;
+    }
+    let shortcut = shortcut::put(flow, now, &to, next, tenant)?;
+    shortcut.link = link;
     Some(shortcut)
 }
 

@@ -294,6 +294,12 @@ impl Dataplane {
         }
     }
 
+    /// Makes programs forget when the kernel was last given a packet for a next hop.
+    pub fn forget_neighbours(&mut self) {
+        let mut neighbours: Array<_, u64> = self.map("NEIGHBOURS");
+        (0..neighbours.len()).for_each(|slot| neighbours.set(slot, 0, 0).expect("a slot"));
+    }
+
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         let sum = |name: &str, index: u32| -> u64 {
             let map = self.ebpf.map(name).expect("a map of ours");

@@ -5,6 +5,7 @@ mod from_host;
 mod from_pod;
 mod from_wire;
 mod frontends;
+mod neighbour;
 mod shortcut;
 mod to_pod;
 mod to_wire;

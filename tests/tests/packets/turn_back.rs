@@ -30,7 +30,7 @@ use crate::{
 
 /// The underlay's own MAC, that of the other node and that of the router.
 pub(crate) const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(crate) const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub(crate) const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 /// Another node, whose pods are in 10.244.3.0/24.
 const THIRD_IP: &str = "192.0.2.3";
@@ -39,7 +39,7 @@ const THIRD_POD: &str = "10.244.3.2";
 const TRIES: usize = 50;
 
 /// A node on such a wire, with node ports for TCP and UDP and a virtual IP, all with a backend of the other node.
-fn dataplane() -> Dataplane {
+pub(crate) fn dataplane() -> Dataplane {
     let mut dataplane = bare(1);
     node_port(&mut dataplane, proto::TCP, &[(REMOTE_POD, 8080)], 0);
     node_port(&mut dataplane, proto::UDP, &[(REMOTE_POD, 8080)], 0);
@@ -74,26 +74,26 @@ fn arriving(packet: Packet) -> Packet {
 }
 
 /// A flow from outside to a node port or a virtual IP that was opened, asked and answered by way of `from_wire`.
-struct Opened {
+pub(crate) struct Opened {
     /// What the client sends.
-    question: Packet,
+    pub(crate) question: Packet,
     /// What leaves for the backend.
-    sent: Packet,
+    pub(crate) sent: Packet,
     /// What the backend answers.
-    answer: Packet,
+    pub(crate) answer: Packet,
     /// What leaves for the client.
-    returned: Packet,
+    pub(crate) returned: Packet,
 }
 
 impl Opened {
-    fn tcp(dataplane: &mut Dataplane, address: &str, port: u16) -> Self {
+    pub(crate) fn tcp(dataplane: &mut Dataplane, address: &str, port: u16) -> Self {
         let syn = tcp(OUTSIDE, 40_000, address, port, SYN);
         Self::new(dataplane, &syn, tcp(OUTSIDE, 40_000, address, port, ACK), |port, flags| {
             tcp(REMOTE_POD, 8080, NODE_IP, port, flags)
         })
     }
 
-    fn udp(dataplane: &mut Dataplane) -> Self {
+    pub(crate) fn udp(dataplane: &mut Dataplane) -> Self {
         let question = udp(OUTSIDE, 40_000, NODE_IP, NODE_PORT);
         Self::new(dataplane, &question, question.clone(), |port, _| udp(REMOTE_POD, 8080, NODE_IP, port))
     }
@@ -114,7 +114,7 @@ impl Opened {
     }
 }
 
-fn from_outside(packet: &Packet) -> Vec<u8> {
+pub(crate) fn from_outside(packet: &Packet) -> Vec<u8> {
     // What the network card of a test run at TC is called by: else a frame would only be overheard.
     packet.clone().macs([0; 6], ROUTER).bytes()
 }

@@ -7,6 +7,8 @@
 //!
 //! A driver's XDP is that of veth here. What it sends, the other end takes while it has an XDP program too: so have the switch's ports.
 
+mod neighbours;
+
 use std::{
     collections::BTreeMap,
     fs,
