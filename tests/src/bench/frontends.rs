@@ -44,7 +44,8 @@ fn measure(sizes: &Sizes, frontend: Frontend, options: &Options, report: &mut Re
             .with_context(|| format!("{} doesn't answer", contender.name))?;
     }
     let period = Duration::from_millis(if options.quick { 150 } else { 300 });
-    let trips = if options.quick { 2_000 } else { 5_000 };
+    // The last percentile is of the slowest fifteen.
+    let trips = if options.quick { 2_000 } else { 15_000 };
     let rounds = options.rounds();
     let connections = Samples::take(rounds, &contenders, |it| connections::kiloconnections(it, period))?;
     let round_trips = Samples::take_several(rounds, &contenders, |it| latency::percentiles(it, trips))?;
