@@ -245,6 +245,22 @@ fn a_pods_host_side_is_set_up_and_listed() {
         let routes = routes::pod_routes(netlink, via.tunnel).unwrap();
         assert_eq!(routes, [("10.244.1.2/32".parse().unwrap(), link.index)]);
         assert_eq!(via.list(netlink).unwrap(), BTreeSet::new(), "a pod's route is no host route");
+        let mut is_there = |index| routes::has_pod_route(netlink, via.tunnel, pod.address, index).unwrap();
+        assert!(is_there(link.index) && !is_there(via.tunnel));
+        // Somebody's rules and a table of theirs come first: it is there all the same.
+        ip("rule add pref 10 lookup 1234");
+        ip("route add 10.244.0.0/16 dev eth9 table 1234");
+        assert!(is_there(link.index));
+        ip("route del 10.244.1.2");
+        assert!(!is_there(link.index));
+        ip("rule del pref 10");
+        assert!(!is_there(link.index));
+        ip("route add 10.244.1.2 dev shunt0123456789");
+        assert!(!is_there(link.index), "somebody else's");
+        ip("route replace 10.244.1.2 dev eth9 proto 83");
+        assert!(!is_there(link.index), "it leads elsewhere");
+        ip("route del 10.244.1.2");
+        routes::set_up_pod(netlink, &pod).unwrap();
         assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/conf/shunt0123456789/rp_filter").unwrap().trim(), "2");
         links::delete(netlink, link.index, &link.name).unwrap();
         links::delete(netlink, link.index, &link.name).unwrap();

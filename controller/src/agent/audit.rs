@@ -1,4 +1,4 @@
-//! Whether maps and routes are still as they were left, beside the loop: what comes meanwhile does not wait for it.
+//! Whether pods' host sides, maps and routes are still as they were left, beside the loop: what comes meanwhile does not wait for it.
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -27,6 +27,7 @@ pub(super) async fn run(state: Arc<Mutex<State>>, instruments: Arc<Instruments>,
     let due = state.lock().await.audit_due();
     loop {
         due.notified().await;
+        look_after_pods(&state).await;
         let finding = match look_at_maps(&state).await {
             Some(Finding::AsKnown) => look_at_host_routes(&state).await,
             finding => finding,
@@ -38,6 +39,17 @@ pub(super) async fn run(state: Arc<Mutex<State>>, instruments: Arc<Instruments>,
             nudge.notify_one();
         }
     }
+}
+
+async fn look_after_pods(state: &Mutex<State>) {
+    let attached = state.lock().await.attached();
+    let mut outcome = Ok(());
+    for key in &attached {
+        let mended = state.lock().await.mend_pod(key);
+        outcome = outcome.and(mended);
+        sleep(PAUSE).await;
+    }
+    state.lock().await.pods_are_mended(outcome);
 }
 
 async fn look_at_maps(state: &Mutex<State>) -> Option<Finding> {

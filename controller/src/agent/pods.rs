@@ -12,7 +12,7 @@ use crate::{
     kernel::{
         bpf::BpfError,
         headroom,
-        links::{self, Kind, LinksError},
+        links::{self, Kind, Link, LinksError},
         netlink::Netlink,
         pins::{PinDir, PinError},
         routes::{self, PodSide},
@@ -76,16 +76,21 @@ pub(super) fn survivors<'a>(
     Ok(pods.filter_map(|pod| Some((pod, *links.get(&pod.host_interface)?))).collect())
 }
 
+fn host_side(dataplane: &mut Dataplane, name: &str) -> Result<Link, PodError> {
+    match links::by_name(dataplane.kernel.netlink(), name)? {
+        None => Err(PodError::NoInterface(name.to_owned())),
+        Some(link) if link.kind != Kind::Veth => Err(PodError::NoVeth(name.to_owned())),
+        Some(link) => Ok(link),
+    }
+}
+
 /// Attaches a pod whose interface pair stands. The order is such that no packet leaves the pod before the programs guard it, nor
 /// finds a way to it that is not there yet. Doing it again mends what is missing.
 ///
 /// `cookie` is that of the pod's network namespace, if it is known.
 pub(super) fn attach(dataplane: &mut Dataplane, pod: &Pod, cookie: Option<u64>) -> Result<u32, PodError> {
     let name = &pod.host_interface;
-    let link = links::by_name(dataplane.kernel.netlink(), name)?.ok_or_else(|| PodError::NoInterface(name.clone()))?;
-    if link.kind != Kind::Veth {
-        return Err(PodError::NoVeth(name.clone()));
-    }
+    let link = host_side(dataplane, name)?;
     dataplane.attach_pod(name, link.index)?;
     enter(dataplane, &[(pod, link.index)])?;
     clients::enter(&dataplane.kernel.maps().clients, pod, cookie)?;
@@ -135,7 +140,7 @@ pub(super) fn restore(
 /// What is wrong with a pod's host side, if anything.
 pub(super) fn check(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodError> {
     let name = &pod.host_interface;
-    let link = links::by_name(dataplane.kernel.netlink(), name)?.ok_or_else(|| PodError::NoInterface(name.clone()))?;
+    let link = host_side(dataplane, name)?;
     if !link.up {
         return Err(PodError::NotAsItShould(format!("the interface {name} is down")));
     }
@@ -152,8 +157,7 @@ pub(super) fn check(dataplane: &mut Dataplane, pod: &Pod) -> Result<u32, PodErro
         return Ok(link.index);
     }
     let tunnel = dataplane.config.tunnel_ifindex;
-    let routes = routes::pod_routes(dataplane.kernel.netlink(), tunnel)?;
-    if !routes.iter().any(|(prefix, index)| prefix.addr() == pod.address && *index == link.index) {
+    if !routes::has_pod_route(dataplane.kernel.netlink(), tunnel, pod.address, link.index)? {
         return Err(PodError::NotAsItShould(format!("the host has no route to {} over {name}", pod.address)));
     }
     Ok(link.index)

@@ -3,6 +3,7 @@
 mod audit;
 mod facts;
 mod host_ports;
+mod mending;
 mod outside;
 mod reservation;
 
@@ -87,7 +88,7 @@ pub(super) struct State {
     receptions: Receptions,
     remarks: Remarks,
     problems: Vec<Problem>,
-    /// Told when what the kernel holds is to be looked over.
+    /// Told when pods and what the kernel holds are to be looked over.
     audit_due: Arc<Notify>,
     /// When what is not in force yet happened.
     triggers: Vec<SystemTime>,
@@ -184,7 +185,8 @@ impl State {
         self.note_problems();
     }
 
-    /// Looks at devices, programs and pods, and has maps and routes looked over. Mends what is not as it should be, and tries again what failed.
+    /// Looks at the node's devices and programs, and has pods, maps and routes looked over beside the loop. Mends what is not as it should be,
+    /// and tries again what failed.
     pub(super) fn check(&mut self, source: &Source) {
         self.note_source(source);
         if !source.is_complete() {
@@ -204,12 +206,10 @@ impl State {
             }
             Err(error) => return self.health.fail(Subject::Dataplane, with_causes(&error)),
         }
-        if up.sync.is_certain() {
-            self.audit_due.notify_one();
-        } else {
+        if !up.sync.is_certain() {
             self.reconcile();
         }
-        self.mend_pods();
+        self.audit_due.notify_one();
         // If that fails, it is in the health and will be tried again.
         let _ = self.follow_host_ports(None);
         self.adopt_late_pods();
@@ -245,44 +245,6 @@ impl State {
             if report.steps > 0 {
                 self.synced(report);
             }
-        }
-    }
-
-    /// Pods whose host side is not as it should be are attached again; those whose interface is gone are forgotten.
-    fn mend_pods(&mut self) {
-        let Some(up) = &mut self.up else { return };
-        let mut failure = None;
-        let mut attached = Attached::new();
-        let recorded: Vec<Pod> = self.ipam.pods().values().cloned().collect();
-        let survivors = match pods::survivors(up.dataplane.kernel.netlink(), recorded.iter()) {
-            Ok(survivors) => survivors,
-            Err(error) => return self.health.fail(Subject::Pods, with_causes(&error)),
-        };
-        for (pod, ifindex) in survivors {
-            // An interface that nobody has asked to attach yet belongs to a plugin that is still at it.
-            if !up.pods.contains_key(&pod.attachment) {
-                continue;
-            }
-            attached.insert(pod.attachment.clone(), (pod.clone(), ifindex));
-            if let Err(wrong) = pods::check(&mut up.dataplane, pod) {
-                tracing::warn!(pod = %pod.attachment, "{}; it is attached again", with_causes(&wrong));
-                if let Err(error) = pods::attach(&mut up.dataplane, pod, None) {
-                    failure = Some(format!("pod {}: {}", pod.attachment, with_causes(&error)));
-                }
-            }
-        }
-        for (key, (pod, _)) in &up.pods {
-            if !attached.contains_key(key) {
-                tracing::info!(pod = %key, address = %pod.address, "the pod's interface is gone");
-                if let Err(error) = pods::remove(Some(&mut up.dataplane), &self.dir, &pod.host_interface, Some(pod)) {
-                    failure = Some(format!("pod {key}: {}", with_causes(&error)));
-                }
-            }
-        }
-        up.pods = attached;
-        match failure {
-            Some(reason) => self.health.fail(Subject::Pods, reason),
-            None => self.health.mend(Subject::Pods),
         }
     }
 

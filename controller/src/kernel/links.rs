@@ -176,11 +176,19 @@ pub fn list(netlink: &mut Netlink) -> Result<Vec<Link>, LinksError> {
 /// # Errors
 /// What the kernel answers, unless it is that there is none.
 pub fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, LinksError> {
-    match netlink.get(RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build())) {
+    get(netlink, LinkUnspec::new_with_name(name)).map_err(netlink_error("look up", name))
+}
+
+fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, LinksError> {
+    get(netlink, LinkUnspec::new_with_index(index)).map_err(netlink_error("look up", format!("interface {index}")))
+}
+
+fn get(netlink: &mut Netlink, query: LinkMessageBuilder<LinkUnspec>) -> io::Result<Option<Link>> {
+    match netlink.get(RouteNetlinkMessage::GetLink(query.build())) {
         Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::of(&message))),
         Ok(_) => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-        Err(error) => Err(netlink_error("look up", name)(error)),
+        Err(error) => Err(error),
     }
 }
 
@@ -222,23 +230,24 @@ pub fn addresses(netlink: &mut Netlink) -> Result<Vec<HostAddress>, LinksError> 
 /// # Errors
 /// There is none, nothing holds the node's address, or the MTU is too small for a tunnel.
 pub fn find_underlay(netlink: &mut Netlink, name: Option<&str>, node_ip: Ipv4Addr) -> Result<Link, LinksError> {
-    let links = list(netlink)?;
     let holder = addresses(netlink)?.into_iter().find(|holder| holder.address == node_ip);
+    // Not all devices: a node has hundreds of pods.
     let link = match (name, holder) {
-        (Some(name), holder) => {
-            let link = links.iter().find(|link| link.name == name).ok_or_else(|| LinksError::UnknownInterface {
-                name: name.to_owned(),
-                present: links.iter().filter(|link| !is_ours(link)).map(|link| link.name.clone()).collect(),
-            })?;
-            holder.map(|_| link)
-        }
-        (None, holder) => holder.and_then(|holder| links.iter().find(|link| link.index == holder.index)),
+        (Some(name), holder) => match by_name(netlink, name)? {
+            Some(link) => holder.map(|_| link),
+            None => {
+                let present = list(netlink)?.into_iter().filter(|link| !is_ours(link)).map(|link| link.name).collect();
+                return Err(LinksError::UnknownInterface { name: name.to_owned(), present });
+            }
+        },
+        (None, Some(holder)) => by_index(netlink, holder.index)?,
+        (None, None) => None,
     };
     let link = link.ok_or(LinksError::NoUnderlay { address: node_ip })?;
     if link.mtu < ENCAPSULATION + MTU_MIN {
-        return Err(LinksError::MtuTooSmall { name: link.name.clone(), mtu: link.mtu });
+        return Err(LinksError::MtuTooSmall { name: link.name, mtu: link.mtu });
     }
-    Ok(link.clone())
+    Ok(link)
 }
 
 /// What `shunt0` has to be.

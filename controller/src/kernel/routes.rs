@@ -10,7 +10,7 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::AddressScope,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -204,6 +204,28 @@ pub fn pod_routes(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<(Ipv4Net, u3
         .filter_map(|message| Some((destination(message)?, interface(message)?)))
         .filter(|(_, index)| *index != tunnel)
         .collect())
+}
+
+/// Whether the host has our route to a pod over the device of this index. The kernel looks it up as for a packet (`inet_rtm_getroute` in
+/// net/ipv4/route.c), so that this costs the same with tens of thousands of other routes. Only where that finds another, as it does with
+/// policy rules that lead to another table first, ours are listed.
+///
+/// # Errors
+/// What the kernel answers to the listing.
+pub fn has_pod_route(netlink: &mut Netlink, tunnel: u32, address: Ipv4Addr, index: u32) -> Result<bool, LinksError> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.destination_prefix_length = 32;
+    query.header.flags = RouteFlags::FibMatch;
+    query.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(address))];
+    let prefix = Ipv4Net::from(address);
+    if let Ok(RouteNetlinkMessage::NewRoute(found)) = netlink.get(RouteNetlinkMessage::GetRoute(query))
+        && (destination(&found), interface(&found)) == (Some(prefix), Some(index))
+        && found.header.protocol == RouteProtocol::Other(PROTOCOL)
+    {
+        return Ok(true);
+    }
+    Ok(pod_routes(netlink, tunnel)?.contains(&(prefix, index)))
 }
 
 /// Removes every route with our protocol number; how many.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl State {
-    /// Told when what the kernel holds is to be looked over ([`audit`](Self::audit)).
+    /// Told when pods ([`mend_pod`](Self::mend_pod)) and what the kernel holds ([`audit`](Self::audit)) are to be looked over.
     pub(in crate::agent) fn audit_due(&self) -> Arc<Notify> {
         self.audit_due.clone()
     }
