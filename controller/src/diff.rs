@@ -9,6 +9,7 @@ mod frontends;
 mod groups;
 mod known;
 mod leads;
+mod long_run;
 mod maglev;
 mod runs;
 mod service_ids;

@@ -59,6 +59,14 @@ async fn look_at_maps(state: &Mutex<State>) -> Option<Finding> {
             Some(Finding::GoesOn) => {}
             finding => return finding,
         }
+        if audit.is_unprepared() {
+            audit = spawn_blocking(move || {
+                audit.prepare();
+                audit
+            })
+            .await
+            .ok()?;
+        }
         sleep(PAUSE).await;
     }
 }

@@ -1,16 +1,16 @@
 //! Looking over what the kernel holds, bit by bit: somebody else may have changed it.
 //!
 //! Reading all of it back takes most of a second with 30,000 Services and 250,000 endpoints, in which no change comes into force. One step of
-//! an audit takes a fraction of a millisecond (a Maglev table of tens of thousands of slots some more), and between two of them the kernel may be changed: each compares what is known with what is held at
-//! its own time. So a difference is always somebody else's doing, and whoever finds one reads everything back.
+//! an audit takes a fraction of a millisecond, and between two of them the kernel may be changed: each compares what is known with what is
+//! held at its own time. So a difference is always somebody else's doing, and whoever finds one reads everything back.
 
 use std::collections::VecDeque;
 
-use super::{Differ, known::Place};
+use super::{Differ, known::Place, long_run::LongRun};
 use crate::kernel::step::{Kernel, Part};
 
-/// Entries that one step asks for, with a system call each.
-const LOT: usize = 256;
+/// Entries that one step asks for, with a system call each; up to twice as many where a key stands for several.
+pub const LOT: usize = 256;
 
 /// What a step of an audit has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Finding {
 pub struct Audit<K: Kernel> {
     /// What is known and has yet to be looked for in the kernel.
     known: VecDeque<Place>,
+    /// What of it is too much for one step.
+    long_run: Option<LongRun>,
     /// What the kernel holds and has yet to be found known.
     held: VecDeque<Part>,
     cursor: K::Cursor,
@@ -44,22 +46,46 @@ impl<K: Kernel> Default for Audit<K> {
             Place::Groups(None),
         ];
         let held = [Part::Addresses, Part::Routes, Part::Services, Part::SourceRanges, Part::NodePorts, Part::Backends];
-        Self { known: known.into(), held: held.into(), cursor: K::Cursor::default() }
+        Self { known: known.into(), long_run: None, held: held.into(), cursor: K::Cursor::default() }
     }
 }
 
 impl<K: Kernel> Audit<K> {
+    /// Whether the next step goes faster after [`prepare`](Self::prepare).
+    #[must_use]
+    pub fn is_unprepared(&self) -> bool {
+        self.long_run.as_ref().is_some_and(LongRun::is_unmade)
+    }
+
+    /// Does what of the next step needs neither what is known nor the kernel, and takes milliseconds.
+    pub fn prepare(&mut self) {
+        if let Some(run) = &mut self.long_run {
+            run.make();
+        }
+    }
+
     /// Goes on by one step.
     ///
     /// # Errors
     /// The kernel cannot be read.
     pub fn step(&mut self, differ: &Differ, kernel: &K) -> Result<Finding, K::Error> {
+        if let Some(run) = &mut self.long_run {
+            let is_held = match run.next(differ, LOT) {
+                Some(holding) => kernel.holds(&holding)?,
+                None => {
+                    self.long_run = None;
+                    true
+                }
+            };
+            return Ok(if is_held { Finding::GoesOn } else { Finding::Differs });
+        }
         if let Some(place) = self.known.front_mut() {
             let known = differ.known(place, LOT);
             if known.is_empty() {
                 self.known.pop_front();
             }
-            for holding in &known {
+            self.long_run = known.long_run;
+            for holding in &known.holdings {
                 if !kernel.holds(holding)? {
                     return Ok(Finding::Differs);
                 }

@@ -17,9 +17,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Placement {
     pub(super) run: Run,
-    maglev: bool,
+    pub(super) maglev: bool,
     /// Targets with their ids, in the order of the run's slots; of a Maglev table in that of the targets.
-    active: Vec<(Target, u32)>,
+    pub(super) active: Vec<(Target, u32)>,
     draining: Vec<(Target, u32)>,
     /// Frontends that name the run.
     users: Vec<ServiceKey<V4>>,
@@ -35,9 +35,9 @@ impl Placement {
         self.active.iter().chain(&self.draining).copied()
     }
 
-    /// What its run's slots hold, from the first on.
-    pub(super) fn slots(&self) -> (u32, Vec<u32>) {
-        (self.run.base, slots(&self.active, self.maglev))
+    /// What its run's slots hold.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        slots(&self.active, self.maglev)
     }
 
     pub(super) fn add_user(&mut self, key: ServiceKey<V4>) {
@@ -52,7 +52,7 @@ impl Placement {
 }
 
 /// The ids of a run, in the order of its slots.
-fn slots(active: &[(Target, u32)], is_maglev: bool) -> Vec<u32> {
+pub(super) fn slots(active: &[(Target, u32)], is_maglev: bool) -> Vec<u32> {
     if !is_maglev {
         return active.iter().map(|(_, id)| *id).collect();
     }

@@ -13,7 +13,7 @@ use shunt_common::{
     service::ServiceKey,
 };
 
-use super::Differ;
+use super::{Differ, long_run::LongRun};
 use crate::{compile::desired::GroupKey, kernel::step::Holding};
 
 /// Which of it, and how far one has come: behind a key, or nowhere yet.
@@ -31,10 +31,24 @@ pub(super) enum Place {
     Groups(Option<GroupKey>),
 }
 
+/// Some of what the kernel should hold. None of it is the end.
+#[derive(Debug, Default)]
+pub(super) struct Lot {
+    pub(super) holdings: Vec<Holding>,
+    /// Looked over by itself.
+    pub(super) long_run: Option<LongRun>,
+}
+
+impl Lot {
+    pub(super) fn is_empty(&self) -> bool {
+        self.holdings.is_empty() && self.long_run.is_none()
+    }
+}
+
 impl Differ {
-    /// What the kernel should hold next: entries until there are `lot` of them or more, each slot of a run counted. None at the end.
-    pub(super) fn known(&self, place: &mut Place, lot: usize) -> Vec<Holding> {
-        match place {
+    /// What the kernel should hold next: so many entries or a few more, each slot of a run counted; runs that are longer come by themselves.
+    pub(super) fn known(&self, place: &mut Place, lot: usize) -> Lot {
+        let holdings = match place {
             Place::Addresses(last) => next(&self.addresses, last, lot, |addr, address| once(Holding::Address(*addr, *address))),
             Place::Routes(last) => next(&self.routes, last, lot, |prefix, route| once(Holding::Route(*prefix, *route))),
             Place::Services(last) => next(&self.frontends, last, lot, |key, row| once(Holding::Service(*key, row.service))),
@@ -44,11 +58,30 @@ impl Differ {
             Place::NodePorts(last) => {
                 next(&self.node_ports, last, lot, |index, ports| once(Holding::NodePorts(*index, *ports)))
             }
-            Place::Groups(last) => next(&self.groups, last, lot, |_, placement| {
-                let (base, ids) = placement.slots();
-                once(Holding::Slots(base, ids))
-            }),
+            Place::Groups(last) => return self.known_runs(last, lot),
+        };
+        Lot { holdings, long_run: None }
+    }
+
+    /// Runs on from behind that of the group `last`, which moves along.
+    fn known_runs(&self, last: &mut Option<GroupKey>, lot: usize) -> Lot {
+        let (mut found, mut slots) = (Lot::default(), 0);
+        let mut end = None;
+        for (key, placement) in self.groups.range((last.as_ref().map_or(Unbounded, Excluded), Unbounded)) {
+            end = Some(key);
+            let count = placement.run.count as usize;
+            if count > lot {
+                found.long_run = Some(LongRun::of(key, placement));
+                break;
+            }
+            found.holdings.push(Holding::Slots(placement.run.base, placement.slots()));
+            slots += count.max(1);
+            if slots >= lot {
+                break;
+            }
         }
+        *last = end.cloned();
+        found
     }
 
     /// The host routes that the kernel should hold.
@@ -81,15 +114,12 @@ fn next<'a, K: Ord + Clone, V, I: Iterator<Item = Holding>>(
     lot: usize,
     holdings: impl Fn(&'a K, &'a V) -> I,
 ) -> Vec<Holding> {
-    let (mut found, mut entries) = (Vec::new(), 0);
+    let mut found = Vec::new();
     let mut end = None;
     for (key, value) in map.range((last.as_ref().map_or(Unbounded, Excluded), Unbounded)) {
         end = Some(key);
-        for holding in holdings(key, value) {
-            entries += if let Holding::Slots(_, ids) = &holding { ids.len() } else { 1 };
-            found.push(holding);
-        }
-        if entries >= lot {
+        found.extend(holdings(key, value));
+        if found.len() >= lot {
             break;
         }
     }

@@ -1,6 +1,7 @@
 //! Compile and diff against the fake kernel: whatever the order of events, wherever a crash, the maps end up the same, and no step on
 //! the way leaves anything dangling.
 
+mod long_runs;
 mod tampering;
 
 use std::{
