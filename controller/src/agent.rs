@@ -179,7 +179,7 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
     let requests = tokio::spawn(server::serve(claim.listen()?, handler, Limits::default(), ending));
     let mut background = vec![
         tokio::spawn(background::sweep(dir.clone(), state.clone(), instruments.clone())),
-        tokio::spawn(audit::run(state.clone(), instruments, nudge.clone())),
+        tokio::spawn(audit::run(state.clone(), instruments.clone(), nudge.clone())),
         tokio::spawn(background::hand_on_drops(dir.clone(), state.clone())),
         tokio::spawn(drop_log::run(dir)),
         tokio::spawn(installation::keep(installer, facts, state.clone())),
@@ -191,7 +191,7 @@ async fn serve(options: AgentOptions) -> Result<(), AgentError> {
         background.push(tokio::spawn(announcement::keep_node(client, name, announced, state.clone())));
     }
     tokio::select! {
-        () = follow(source, device_changes, &nudge, &state, &pulse) => {}
+        () = follow(source, device_changes, &nudge, &state, &instruments, &pulse) => {}
         () = signals.next() => {}
     }
     tracing::info!("the agent goes; the dataplane stays");
@@ -220,6 +220,7 @@ async fn follow(
     mut devices: mpsc::Receiver<watch::Change>,
     nudge: &Notify,
     state: &Mutex<State>,
+    instruments: &Instruments,
     pulse: &Pulse,
 ) {
     let mut retry = RETRY;
@@ -233,7 +234,9 @@ async fn follow(
         }
         tokio::select! {
             changes = source.next() => {
+                let heard = Instant::now();
                 let mut state = state.lock().await;
+                instruments.waited(heard.elapsed());
                 state.cluster_changed(&source, &changes);
                 if !state.is_settled() {
                     due = due.min(Instant::now() + retry);

@@ -48,6 +48,7 @@ impl CniRequest {
 pub struct Instruments {
     started: SystemTime,
     sync_duration: Histogram,
+    sync_wait: Histogram,
     sync_failures: AtomicU64,
     sync_steps: AtomicU64,
     /// Milliseconds since 1970, 0 if never.
@@ -70,6 +71,7 @@ impl Default for Instruments {
         Self {
             started: SystemTime::now(),
             sync_duration: fast(),
+            sync_wait: fast(),
             sync_failures: AtomicU64::new(0),
             sync_steps: AtomicU64::new(0),
             last_sync: AtomicU64::new(0),
@@ -98,6 +100,11 @@ impl Instruments {
         self.sync_steps.fetch_add(steps, Relaxed);
         let at = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         self.last_sync.store(u64::try_from(at).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// A change of the cluster state was heard of this long before anything could be done about it.
+    pub fn waited(&self, duration: Duration) {
+        self.sync_wait.observe(duration.as_secs_f64());
     }
 
     /// Cluster state could not be brought into force.
@@ -145,6 +152,7 @@ impl Instruments {
     /// Puts everything into a scrape.
     pub fn put_into(&self, exposition: &mut Exposition) {
         exposition.put(super::SYNC_DURATION, &[], &self.sync_duration);
+        exposition.put(super::SYNC_WAIT, &[], &self.sync_wait);
         exposition.put(super::SYNC_FAILURES, &[], self.sync_failures.load(Relaxed));
         exposition.put(super::SYNC_STEPS, &[], self.sync_steps.load(Relaxed));
         exposition.put(super::AUDITS, &["as_known"], self.audits_as_known.load(Relaxed));
