@@ -60,6 +60,16 @@ pub mod ip_summed {
     pub const PARTIAL: u8 = 3;
 }
 
+/// Values of [`NodeConfig::xdp_forwards`].
+pub mod xdp_forwards {
+    /// The program at XDP sends nothing.
+    pub const NO: u32 = 0;
+    /// It sends packets of flows under way back out of the underlay: by `XDP_TX`.
+    pub const TX: u32 = 1;
+    /// The same, by `XDP_REDIRECT` to the very interface.
+    pub const REDIRECT: u32 = 2;
+}
+
 abi! {
     /// Constants of this node. Loading programs anew replaces them atomically.
     pub struct NodeConfig {
@@ -83,7 +93,7 @@ abi! {
         pub tunnel_mac: Mac,
         /// Netmask of the underlay, network order: a peer within it is its own next hop, another needs the routing table.
         pub underlay_mask: Ip4,
-        /// 1 if the program at XDP is to send packets of flows under way back out of the underlay, else 0.
+        /// Whether the program at XDP sends packets of flows under way back out of the underlay: one of [`xdp_forwards`].
         pub xdp_forwards: u32,
     }
 }

@@ -144,7 +144,7 @@ impl Survey {
             snat_port_max: options.config.masquerade_ports.last,
             tunnel_mac: own.mac,
             underlay_mask: mask(&addresses, &underlay, own.ip),
-            xdp_forwards: u32::from(xdp == Xdp::Forwards),
+            xdp_forwards: xdp.leave(),
         };
         let is_of_node = |ip: &Ipv4Addr| !ip.is_loopback() && *ip != HOST_END;
         let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_meta},
+    helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_meta},
 };
 use shunt_common::{
     checksum::{self, Mending},
@@ -60,6 +60,13 @@ impl Frame for Xdp {
 }
 
 impl Xdp {
+    /// Out of an interface: the action that this takes.
+    #[inline(always)]
+    pub(crate) fn redirect(self, ifindex: u32) -> u32 {
+        // SAFETY: only notes where the packet goes.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
+    }
+
     /// The packet of a program's context.
     #[inline(always)]
     pub(crate) fn new(raw: *mut xdp_md) -> Self {

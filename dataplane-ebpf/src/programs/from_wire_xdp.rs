@@ -10,6 +10,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use shunt_common::{
+    config::xdp_forwards,
     net::{Ip4, Port, V4},
     verdict::{DropReason, Verdict},
 };
@@ -17,7 +18,7 @@ use shunt_common::{
 use super::ethertype;
 use crate::{
     count,
-    maps::FamilyMaps,
+    maps::{FamilyMaps, node},
     packet::{
         frame::{ETH_LEN, Frame},
         parse::Ipv4Header,
@@ -67,8 +68,12 @@ impl Mark {
 #[xdp]
 #[inline(always)]
 fn from_wire_xdp(ctx: XdpContext) -> u32 {
-    match run(Xdp::new(ctx.as_ptr().cast())) {
+    let packet = Xdp::new(ctx.as_ptr().cast());
+    match run(packet) {
         ControlFlow::Continue(()) | ControlFlow::Break(Verdict::Pass) => XDP_PASS,
+        ControlFlow::Break(Verdict::Redirect) if node!(xdp_forwards) == xdp_forwards::REDIRECT => {
+            packet.redirect(node!(underlay_ifindex))
+        }
         ControlFlow::Break(Verdict::Redirect) => XDP_TX,
         ControlFlow::Break(Verdict::Counted) => XDP_DROP,
         ControlFlow::Break(Verdict::Drop(reason)) => {

@@ -25,7 +25,7 @@ use shunt::kernel::{
 };
 use shunt_common::{
     address::{Address, Route, kind, route},
-    config::NodeConfig,
+    config::{NodeConfig, xdp_forwards},
     conntrack::{CtEntry, CtKey},
     net::{Ip4, Mac, Port, V4},
     service::{Backend, Run, Service, ServiceClient, ServiceKey, node_port_bit, state},
@@ -68,6 +68,8 @@ pub enum Verdict {
     Pass,
     /// Sent on.
     Redirect,
+    /// Sent on from XDP by a redirection to an interface, not by the driver's own way.
+    RedirectAtXdp,
     /// Dropped.
     Drop,
 }
@@ -146,7 +148,7 @@ impl Dataplane {
             snat_port_max: *SNAT_PORTS.end(),
             tunnel_mac: Mac { bytes: TUNNEL_MAC },
             underlay_mask: ip4("255.255.255.0"),
-            xdp_forwards: 1,
+            xdp_forwards: xdp_forwards::TX,
         }
     }
 
@@ -350,6 +352,7 @@ impl Dataplane {
             1 => Verdict::Drop,
             2 => Verdict::Pass,
             3 => Verdict::Redirect,
+            4 => Verdict::RedirectAtXdp,
             other => panic!("from_wire_xdp returned {other}"),
         };
         self.outcome(verdict, out, &before)

@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use shunt_common::config::xdp_forwards;
+
 use crate::{
     harness::{
         Dataplane, NODE_IP, OUTSIDE, Outcome, PEER_IP, POD,
@@ -69,7 +71,7 @@ fn another_next_hops_packet_is_not_enough() {
 
 #[test]
 fn of_a_pods_packets_to_the_outside_one_goes_by_the_kernels_neighbour() {
-    let mut dataplane = bare(0);
+    let mut dataplane = bare(xdp_forwards::NO);
     let packet = udp(POD, 40_000, OUTSIDE, 53);
     for _ in 0..2 {
         dataplane.forget_neighbours();

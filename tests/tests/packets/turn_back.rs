@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use shunt::kernel::skb::SkbAccess;
 use shunt_common::{
     address::{Address, Route, kind, route},
+    config::xdp_forwards,
     conntrack::{kind as half, seen},
     net::{Mac, proto},
     service::{flags, state},
@@ -21,7 +22,7 @@ use crate::{
     frontends::{NODE_PORT, node_port},
     harness::{
         Dataplane, NODE_IP, OUTSIDE, Outcome, PEER_IP, POD, REMOTE_POD, SNAT_PORTS, TUNNEL_MAC, VIP,
-        Verdict::{Drop, Pass, Redirect},
+        Verdict::{Drop, Pass, Redirect, RedirectAtXdp},
         address, run_on, serving,
     },
     packet::{ACK, FIN, L4, Packet, RST, SYN, echo, error, ip, tcp, tunnel, udp},
@@ -40,7 +41,7 @@ const TRIES: usize = 50;
 
 /// A node on such a wire, with node ports for TCP and UDP and a virtual IP, all with a backend of the other node.
 pub(crate) fn dataplane() -> Dataplane {
-    let mut dataplane = bare(1);
+    let mut dataplane = bare(xdp_forwards::TX);
     node_port(&mut dataplane, proto::TCP, &[(REMOTE_POD, 8080)], 0);
     node_port(&mut dataplane, proto::UDP, &[(REMOTE_POD, 8080)], 0);
     let run = dataplane.run_of(&[(REMOTE_POD, 8080)]);
@@ -313,8 +314,18 @@ fn until_from_wire_has_seen_a_whole_checksum_it_is_from_wires() {
 }
 
 #[test]
+fn where_the_driver_does_not_send_packets_are_redirected() {
+    let mut dataplane = bare(xdp_forwards::REDIRECT);
+    node_port(&mut dataplane, proto::UDP, &[(REMOTE_POD, 8080)], 0);
+    let Opened { question, answer, returned, .. } = Opened::udp(&mut dataplane);
+    let outcome = dataplane.run_xdp(&question.bytes());
+    assert_eq!((&outcome.verdict, &outcome.packet[..6]), (&RedirectAtXdp, &PEER[..]));
+    dataplane.run_xdp(&tunnel(PEER_IP, &answer, 0).bytes()).is(RedirectAtXdp, &returned.bytes(), RETURNED);
+}
+
+#[test]
 fn without_the_agents_leave_all_is_from_wires() {
-    let mut dataplane = bare(0);
+    let mut dataplane = bare(xdp_forwards::NO);
     node_port(&mut dataplane, proto::TCP, &[(REMOTE_POD, 8080)], 0);
     let Opened { question, answer, .. } = Opened::tcp(&mut dataplane, NODE_IP, NODE_PORT);
     dataplane.run_xdp(&question.bytes()).is(Pass, &question.bytes(), &[]);
@@ -368,7 +379,7 @@ fn a_way_that_leads_elsewhere_is_from_wires() {
 
 #[test]
 fn a_backend_that_is_a_node_is_reached_without_the_tunnel() {
-    let mut dataplane = bare(1);
+    let mut dataplane = bare(xdp_forwards::TX);
     node_port(&mut dataplane, proto::TCP, &[(PEER_IP, 8080)], 0);
     let syn = tcp(OUTSIDE, 40_000, NODE_IP, NODE_PORT, SYN);
     let first = dataplane.run("from_wire", &from_outside(&syn));

@@ -4,7 +4,7 @@
 //!   OUTSIDE -- router -- (1,300 bytes) -- underlay, this node
 //! ```
 
-use shunt_common::net::proto;
+use shunt_common::{config::xdp_forwards, net::proto};
 
 use crate::{
     from_pod::refusal,
@@ -27,7 +27,7 @@ const MAY_BE_CUT: u16 = 0;
 const FITS: usize = MTU as usize - 28;
 
 fn dataplane() -> Dataplane {
-    let dataplane = bare(1);
+    let dataplane = bare(xdp_forwards::TX);
     system(&format!("ip link set underlay mtu {MTU}"));
     dataplane
 }

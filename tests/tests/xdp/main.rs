@@ -5,7 +5,7 @@
 //!                       +-- n2 -- pods c, d        and these answer through it
 //! ```
 //!
-//! A driver's XDP is that of veth here. What it sends, the other end takes while it has an XDP program too: so have the switch's ports.
+//! A driver's XDP is that of veth here. What it sends, the other end takes while it has an XDP program too, or merges packets.
 
 mod neighbours;
 
@@ -37,11 +37,28 @@ const EXTERNAL_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
 /// No frame of the lab is as long as that.
 const NO_LENGTH: u16 = 9000;
 
-/// A lab whose nodes work at a hook, and what keeps its switch ready for XDP.
-fn lab(hook: &str, is_switch_ready: bool, wire: Wire) -> Result<(Lab, Vec<Foreign>)> {
+/// What makes the switch's ports ready for what the nodes send by XDP.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    /// XDP programs of their own.
+    Programs,
+    /// GRO.
+    Merging,
+    /// Nothing.
+    Not,
+}
+
+/// A lab whose nodes work at a hook, and the switch's programs.
+fn lab(hook: &str, ready: Ready, wire: Wire) -> Result<(Lab, Vec<Foreign>)> {
     let mut lab = Lab::wired(&Topology { wire, ..PAIR })?;
-    let ports: &[&str] = if is_switch_ready { &["to-n1", "to-n2"] } else { &[] };
-    let ready = ports.iter().map(|port| Foreign::attach(lab.fabric(), port, Hook::Xdp, NO_LENGTH)).collect::<Result<_>>()?;
+    let mut programs = Vec::new();
+    for port in ["to-n1", "to-n2"] {
+        match ready {
+            Ready::Programs => programs.push(Foreign::attach(lab.fabric(), port, Hook::Xdp, NO_LENGTH)?),
+            Ready::Merging => drop(lab.fabric().run("ethtool", &format!("-K {port} gro on"))?),
+            Ready::Not => {}
+        }
+    }
     for node in &lab.nodes {
         fs::write(node.config_file(), format!("tunnelDecap: {hook}\n"))?;
     }
@@ -61,7 +78,7 @@ fn lab(hook: &str, is_switch_ready: bool, wire: Wire) -> Result<(Lab, Vec<Foreig
         "status": { "loadBalancer": { "ingress": [{ "ip": LOAD_BALANCER }] } },
     });
     lab.cluster.put("service-web.yaml", &[service])?;
-    Ok((lab, ready))
+    Ok((lab, programs))
 }
 
 /// Gives the Service one backend; in force at n1 when this returns.
@@ -132,11 +149,11 @@ fn outcome(lab: &Lab) -> Result<(Answers, u64)> {
 
 #[test]
 fn node_ports_at_xdp_are_those_at_tc() -> Result<()> {
-    let (tc, _ready) = lab("tc", true, Wire::Finished)?;
+    let (tc, _ready) = lab("tc", Ready::Programs, Wire::Finished)?;
     let (expected, by_xdp) = outcome(&tc)?;
     ensure!(by_xdp == 0 && tc.node("n1").status()?.xdp.is_none());
     drop(tc);
-    let (lab, _ready) = lab("xdp", true, Wire::Finished)?;
+    let (lab, _ready) = lab("xdp", Ready::Programs, Wire::Finished)?;
     ensure!(lab.node("n1").status()?.xdp == Some(XdpStatus::Forwards), "{:?}", lab.node("n1").status()?.xdp);
     let (answers, by_xdp) = outcome(&lab)?;
     ensure!(answers == expected, "at XDP {answers:?}, at TC {expected:?}");
@@ -151,7 +168,7 @@ fn node_ports_at_xdp_are_those_at_tc() -> Result<()> {
 
 #[test]
 fn what_the_wire_does_not_take_from_xdp_goes_by_tc() -> Result<()> {
-    let (lab, _) = lab("xdp", false, Wire::Finished)?;
+    let (lab, _) = lab("xdp", Ready::Not, Wire::Finished)?;
     let status = lab.node("n1").status()?;
     let Some(XdpStatus::Pops(reason)) = &status.xdp else { anyhow::bail!("{:?}", status.xdp) };
     ensure!(reason.contains("eth0 is a veth device whose other end takes nothing from XDP"), "{reason}");
@@ -161,8 +178,24 @@ fn what_the_wire_does_not_take_from_xdp_goes_by_tc() -> Result<()> {
 }
 
 #[test]
+fn a_port_of_the_switch_that_only_merges_packets_takes_what_xdp_sends() -> Result<()> {
+    let (lab, _) = lab("xdp", Ready::Merging, Wire::Finished)?;
+    let c = lab.pod("n2", "c")?;
+    let _servers = serve_pod(&c)?;
+    lead_to(&lab, c.address, "n2")?;
+    for (kind, to) in frontends(&lab) {
+        ask(&mut Answers::new(), kind, lab.outside(), to)?;
+    }
+    let n1 = lab.node("n1");
+    ensure!(n1.status()?.xdp == Some(XdpStatus::Forwards));
+    let by_xdp = n1.counter(Counter::XdpForwarded)?;
+    ensure!(by_xdp > 1000, "XDP has sent {by_xdp} packets only");
+    Ok(())
+}
+
+#[test]
 fn what_comes_with_unfinished_checksums_goes_by_tc() -> Result<()> {
-    let (lab, _ready) = lab("xdp", true, Wire::Offloaded)?;
+    let (lab, _ready) = lab("xdp", Ready::Programs, Wire::Offloaded)?;
     let c = lab.pod("n2", "c")?;
     let _servers = serve_pod(&c)?;
     lead_to(&lab, c.address, "n2")?;
@@ -178,7 +211,7 @@ fn what_comes_with_unfinished_checksums_goes_by_tc() -> Result<()> {
 
 #[test]
 fn a_connection_outlives_its_agent_and_a_change_of_hooks() -> Result<()> {
-    let (mut lab, _ready) = lab("xdp", true, Wire::Finished)?;
+    let (mut lab, _ready) = lab("xdp", Ready::Programs, Wire::Finished)?;
     let c = lab.pod("n2", "c")?;
     let _servers = serve_pod(&c)?;
     lead_to(&lab, c.address, "n2")?;

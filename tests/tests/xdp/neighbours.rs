@@ -24,7 +24,7 @@ use shunt_lab::{
     underlay::UPLINK,
 };
 
-use crate::{NODE_PORT, lab, lead_to};
+use crate::{NODE_PORT, Ready, lab, lead_to};
 
 /// Who receives listens that long for a datagram.
 const MOMENT: Duration = Duration::from_millis(20);
@@ -82,7 +82,7 @@ fn is_carried(way: &Way<'_>, n1: &Node, hook: &str) -> Result<()> {
 
 /// Changes the MACs of n1's next hops, one after the other, under a flow that goes there.
 fn new_macs_are_noticed(hook: &str) -> Result<()> {
-    let (lab, _ready) = lab(hook, true, Wire::Finished)?;
+    let (lab, _ready) = lab(hook, Ready::Programs, Wire::Finished)?;
     let (n1, n2) = (lab.node("n1"), lab.node("n2"));
     doubt_soon(n1)?;
     let c = lab.pod("n2", "c")?;

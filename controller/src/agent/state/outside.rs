@@ -88,7 +88,7 @@ impl State {
     fn xdp_status(&self) -> Option<XdpStatus> {
         match self.up.as_ref()?.dataplane.xdp.clone() {
             Xdp::Off => None,
-            Xdp::Forwards => Some(XdpStatus::Forwards),
+            Xdp::Forwards(_) => Some(XdpStatus::Forwards),
             Xdp::Pops(reason) => Some(XdpStatus::Pops(reason)),
             Xdp::Unavailable(reason) => Some(XdpStatus::Unavailable(reason)),
         }
