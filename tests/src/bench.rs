@@ -23,6 +23,7 @@ mod bpf;
 mod connections;
 mod control;
 mod control_files;
+mod driver;
 mod established;
 mod figure;
 mod first_packet;
@@ -200,6 +201,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement::new(Group::Services, "nodeport", How::AtSizes(frontends::node_port)),
     Measurement::new(Group::Services, "established", How::Alone(established::measure)),
     Measurement::new(Group::Services, "translation", How::Alone(translation::measure)),
+    Measurement::new(Group::Services, "driver", How::Alone(driver::measure)),
     Measurement::new(Group::Programs, "programs", How::Alone(programs::measure)),
     Measurement::new(Group::Control, "control-api", How::Alone(control::measure)),
     Measurement::new(Group::Control, "control-files", How::Alone(control_files::measure)),

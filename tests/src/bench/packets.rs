@@ -20,9 +20,10 @@ use super::{
     samples::{Sample, Samples},
 };
 
-const PORT: u16 = 7002;
+/// Where the server listens, and what leads to it.
+pub(super) const PORT: u16 = 7002;
 /// Bytes of UDP payload in a packet of 64 bytes, link header and frame check included.
-const SMALL: usize = 18;
+pub(super) const SMALL: usize = 18;
 /// Bytes of UDP payload in a packet of 1,400 bytes, counted so.
 const LARGE: usize = 1354;
 const BATCH: usize = 64;
@@ -51,12 +52,12 @@ pub(super) fn measure(arena: &Arena, options: &Options, report: &mut Report) -> 
 }
 
 /// Packets that arrived, in thousands a second.
-fn kilopackets(contender: &Contender<'_>, payload: usize, period: Duration) -> Result<Sample> {
+pub(super) fn kilopackets(contender: &Contender<'_>, payload: usize, period: Duration) -> Result<Sample> {
     let server = contender.server.inside(|| UdpSocket::bind((contender.server_address, PORT)))?;
     // A batch of large packets, each in a buffer that some contender made anew, is more than the default.
     setsockopt(&server, sockopt::RcvBufForce, &(BATCH * 16_384))?;
     let client = contender.client.inside(|| UdpSocket::bind((contender.client_address, PORT)))?;
-    client.connect((contender.server_address, PORT))?;
+    client.connect((contender.asked, PORT))?;
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| -> Result<Sample> {
             pin::here();

@@ -1,6 +1,14 @@
 //! The ways that packets take through the programs: what a node has seen before, the packet, and what must become of it.
 
-use shunt_common::{event::program, net::proto, service::flags};
+use std::{net::Ipv4Addr, ops::RangeInclusive};
+
+use shunt_common::{
+    event::program,
+    flow::Tuple,
+    net::{Port, V4, proto},
+    service::flags,
+    snat::first_place,
+};
 
 use crate::test_run::{
     dataplane::{Dataplane, GATEWAY, NODE_IP, OTHER_POD, OUTSIDE, PEER_IP, POD, REMOTE_POD, SNAT_PORTS, VIP, serving},
@@ -16,6 +24,8 @@ const NOWHERE: u16 = 83;
 const NODE_PORT: u16 = 30_080;
 /// A node port with a backend at [`REMOTE_POD`].
 const NODE_PORT_THERE: u16 = 30_081;
+/// Source ports of flows that leave with the node's address: room for a batch of new ones.
+pub(super) const PORTS: RangeInclusive<u16> = *SNAT_PORTS.start()..=29_999;
 const BACKEND_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40_000;
 
@@ -60,6 +70,15 @@ pub(super) fn furnish(dataplane: &mut Dataplane) {
 /// From outside to a node port, to this machine's own address on the link: `lo` has none.
 fn from_outside(flags: u8, port: u16, node_port: u16) -> Packet {
     tcp(OUTSIDE, port, NODE_IP, node_port, flags).macs([0; 6], [2, 0, 0, 0, 0, 9])
+}
+
+/// What the backend of [`NODE_PORT_THERE`] answers the client outside, by way of the port that stands for it here.
+fn answer_to_outside(flags: u8) -> Packet {
+    let [client, node] = [OUTSIDE, NODE_IP].map(|address| address.parse::<Ipv4Addr>().expect("an address").into());
+    let [sport, dport] = [CLIENT_PORT, NODE_PORT_THERE].map(Port::from_host);
+    let asked = Tuple::<V4> { src: client, dst: node, sport, dport, proto: proto::TCP };
+    let place = first_place(&asked, PORTS.len() as u32) as u16;
+    tcp(REMOTE_POD, BACKEND_PORT, NODE_IP, PORTS.start() + place, flags)
 }
 
 /// A port of its own.
@@ -248,6 +267,26 @@ pub(super) const ALL: &[Path] = &[
         packet: |_| from_outside(ACK, CLIENT_PORT, NODE_PORT_THERE),
         counted: &["to_tunnel", "xdp_forwarded"],
         is_short: true,
+    },
+    Path {
+        program: program::FROM_WIRE_XDP,
+        what: "node port, answer of a known flow, decapsulated",
+        before: &[
+            (program::FROM_WIRE, || from_outside(SYN, CLIENT_PORT, NODE_PORT_THERE)),
+            (program::FROM_WIRE, || tunnel(PEER_IP, &answer_to_outside(SYN | ACK), 0)),
+            (program::FROM_WIRE, || tunnel(PEER_IP, &answer_to_outside(ACK), 0)),
+        ],
+        packet: |_| tunnel(PEER_IP, &answer_to_outside(ACK), 0),
+        counted: &["from_tunnel", "to_outside", "xdp_forwarded"],
+        is_short: true,
+    },
+    Path {
+        program: program::FROM_WIRE_XDP,
+        what: "passed, node port, unknown flow",
+        before: &[],
+        packet: |_| from_outside(ACK, CLIENT_PORT, NODE_PORT_THERE),
+        counted: &[],
+        is_short: false,
     },
     Path {
         program: program::FROM_WIRE_XDP,

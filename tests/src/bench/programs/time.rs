@@ -63,7 +63,7 @@ impl Time {
 /// Programs cannot be loaded or run, or a packet didn't go the way that is to be timed.
 pub(super) fn measure(rounds: usize, runs: u16) -> Result<Vec<Time>> {
     on_a_link(|underlay| {
-        let config = NodeConfig { snat_port_max: 29_999, ..Dataplane::node(underlay) };
+        let config = NodeConfig { snat_port_max: *paths::PORTS.end(), ..Dataplane::node(underlay) };
         let mut dataplane = Dataplane::of(&config, &SkbAccess::of_this_kernel()?, FLOWS);
         // After the dataplane, which has chosen a CPU for its test.
         pin::here();
