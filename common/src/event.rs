@@ -6,7 +6,7 @@ pub mod program {
     pub const FROM_POD: u8 = 1;
     /// TC egress of a pod's veth.
     pub const TO_POD: u8 = 2;
-    /// TC ingress of the underlay.
+    /// TC ingress of the underlay or another wire.
     pub const FROM_WIRE: u8 = 3;
     /// TC egress of the tunnel device.
     pub const FROM_HOST: u8 = 4;
@@ -14,7 +14,7 @@ pub mod program {
     pub const FROM_WIRE_XDP: u8 = 5;
     /// TC egress of the loopback device.
     pub const FROM_LOOPBACK: u8 = 6;
-    /// TC egress of the underlay.
+    /// TC egress of the underlay or another wire.
     pub const TO_WIRE: u8 = 7;
 
     /// The name of a program as it stands in the object file and in what people read.

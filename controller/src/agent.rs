@@ -243,7 +243,7 @@ async fn follow(
                 }
             }
             Some(change) = devices.recv() => {
-                if state.lock().await.underlay().is_none_or(|underlay| change.concerns_node(underlay)) {
+                if state.lock().await.is_concerned_by(&change) {
                     due = due.min(Instant::now() + SETTLE);
                 }
             }

@@ -46,6 +46,11 @@ where
     fn choose_backend(opening: &mut Opening<Self>, client: u32) -> u32
     where
         Self: crate::packet::parse::Ip;
+
+    /// [`snat::try_choose_source`].
+    fn choose_source(skb: *mut __sk_buff, opening: &mut Opening<Self>) -> u32
+    where
+        Self: crate::packet::parse::Ip;
 }
 
 impl Subprograms for V4 {
@@ -77,6 +82,11 @@ impl Subprograms for V4 {
     #[inline(always)]
     fn choose_backend(opening: &mut Opening<V4>, client: u32) -> u32 {
         choose_backend_v4(opening, client)
+    }
+
+    #[inline(always)]
+    fn choose_source(skb: *mut __sk_buff, opening: &mut Opening<V4>) -> u32 {
+        choose_source_v4(skb, opening)
     }
 }
 
@@ -122,6 +132,13 @@ extern "C" fn resume_named_v4(flow: *mut Flow<V4>, opening: *mut Opening<V4>) ->
 extern "C" fn choose_backend_v4(opening: *mut Opening<V4>, client: u32) -> u32 {
     // SAFETY: as above.
     unsafe { opening.as_mut() }.map_or(NULL, |opening| service::try_choose(opening, client))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_source_v4(skb: *mut __sk_buff, opening: *mut Opening<V4>) -> u32 {
+    // SAFETY: as above.
+    unsafe { opening.as_mut() }.map_or(NULL, |opening| snat::try_choose_source(Skb::new(skb), opening))
 }
 
 /// [`deliver::look_for_link`]. Whoever asks goes on to send by [`deliver::to_tunnel`], so that the kernel keeps its neighbour entry alive and

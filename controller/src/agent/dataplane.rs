@@ -96,6 +96,7 @@ impl OwnNode {
 /// What was found, and made where it was missing, of devices.
 struct Survey {
     underlay: Link,
+    wires: BTreeMap<String, u32>,
     xdp: Xdp,
     config: NodeConfig,
     /// Of all interfaces, without the loopback range.
@@ -109,6 +110,7 @@ impl Survey {
     fn make(netlink: &mut Netlink, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Self, DataplaneError> {
         let mut notes = Vec::new();
         let underlay = links::find_underlay(netlink, options.underlay.as_deref(), own.ip)?;
+        let wires = links::other_wires(netlink, &underlay, own.pod_cidr)?;
         let room = underlay.mtu - ENCAPSULATION;
         let mtu = options.config.mtu.map_or(room, |wanted| wanted.min(room));
         if options.config.mtu.is_some_and(|wanted| wanted > room) {
@@ -148,7 +150,7 @@ impl Survey {
         };
         let is_of_node = |ip: &Ipv4Addr| !ip.is_loopback() && *ip != HOST_END;
         let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
-        Ok(Self { underlay, xdp, config, addresses, pods_bridge, notes })
+        Ok(Self { underlay, wires, xdp, config, addresses, pods_bridge, notes })
     }
 }
 
@@ -203,6 +205,10 @@ pub(super) struct Dataplane {
     pub(super) config: NodeConfig,
     /// The interface towards other nodes.
     pub(super) underlay: String,
+    /// Index by name of the other interfaces by which clients of Services and answers to pods may come.
+    wires: BTreeMap<String, u32>,
+    /// Those of them that refuse the programs.
+    unserved: BTreeSet<String>,
     /// Addresses of this node's interfaces.
     pub(super) addresses: BTreeSet<Ip4>,
     /// The bridge that gives pods' datagrams room for the tunnel's headers, where the kernel has one.
@@ -241,6 +247,8 @@ impl Dataplane {
             kernel,
             config: survey.config,
             underlay: survey.underlay.name,
+            wires: survey.wires,
+            unserved: BTreeSet::new(),
             addresses: survey.addresses,
             pods_bridge: survey.pods_bridge,
             notes,
@@ -274,6 +282,7 @@ impl Dataplane {
             self.programs.attach(hook, name, *index)?;
             wanted.insert(self.link_name(hook, name));
         }
+        wanted.extend(self.attach_wires());
         for (name, index) in pods {
             self.attach_pod(name, *index)?;
             wanted.extend([Hook::FromPod, Hook::ToPod].map(|hook| self.link_name(hook, name)));
@@ -305,6 +314,38 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// Puts the programs in force on the other wires, and names the links. The node does without one that refuses them.
+    fn attach_wires(&mut self) -> Vec<String> {
+        let mut links = Vec::new();
+        for (name, index) in self.wires.clone() {
+            let attached = [Hook::ToWire, Hook::FromWire]
+                .into_iter()
+                .try_for_each(|hook| self.programs.attach(hook, &name, index).map(drop));
+            match attached {
+                Ok(()) => links.extend([Hook::ToWire, Hook::FromWire].map(|hook| self.link_name(hook, &name))),
+                Err(error) => {
+                    self.notes.push(format!(
+                        "Services don't serve clients that come by {name}, and pods get no answers by it: {}",
+                        with_causes(&error)
+                    ));
+                    self.unserved.insert(name);
+                }
+            }
+        }
+        links
+    }
+
+    /// Whether this is the underlay's or another wire's name.
+    pub(super) fn is_wire(&self, name: &str) -> bool {
+        name == self.underlay || self.wires.contains_key(name)
+    }
+
+    /// The other wires by which clients and answers are taken in.
+    pub(super) fn served_wires(&self) -> impl Iterator<Item = (&str, u32)> {
+        let wires = self.wires.iter().map(|(name, index)| (name.as_str(), *index));
+        wires.filter(|(name, _)| !self.unserved.contains(*name))
     }
 
     /// Copies flows into a table that is being built in place of one of another size. What doesn't fit is forgotten and begins anew.
@@ -345,18 +386,20 @@ impl Dataplane {
     /// Mends what can be mended in place of the node's devices and settings, and says whether the rest is as it was set up.
     pub(super) fn check(&mut self, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Found, DataplaneError> {
         let survey = Survey::make(self.kernel.netlink(), options, own, record)?;
-        let hooks = [
-            (Hook::FromHost, TUNNEL, self.config.tunnel_ifindex),
-            (Hook::ToWire, self.underlay.as_str(), self.config.underlay_ifindex),
-            (Hook::FromWire, self.underlay.as_str(), self.config.underlay_ifindex),
-            (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX),
-            (Hook::FromWireXdp, self.underlay.as_str(), self.config.underlay_ifindex),
-        ];
-        let hooks = if self.xdp.is_wanted() { &hooks[..] } else { &hooks[..4] };
+        let mut hooks =
+            vec![(Hook::FromHost, TUNNEL, self.config.tunnel_ifindex), (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX)];
+        let underlay = (self.underlay.as_str(), self.config.underlay_ifindex);
+        for (name, index) in self.served_wires().chain([underlay]) {
+            hooks.extend([(Hook::ToWire, name, index), (Hook::FromWire, name, index)]);
+        }
+        if self.xdp.is_wanted() {
+            hooks.push((Hook::FromWireXdp, underlay.0, underlay.1));
+        }
         let is_same = survey.config == self.config
             && survey.addresses == self.addresses
             && survey.pods_bridge == self.pods_bridge
-            && self.are_attached(hooks)?
+            && survey.wires == self.wires
+            && self.are_attached(&hooks)?
             && self.connect.stands(&self.dir)?;
         Ok(if is_same { Found::AsItWas } else { Found::Changed })
     }

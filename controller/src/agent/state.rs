@@ -24,7 +24,7 @@ use crate::{
     config::AgentOptions,
     install::Record,
     ipam::Ipam,
-    kernel::{events::Listeners, pins::PinDir, step::Kernel as _},
+    kernel::{events::Listeners, pins::PinDir, step::Kernel as _, watch::Change},
     metrics::instruments::Instruments,
     model::{Changes, Model, Name},
     problem::{Problem, with_causes},
@@ -140,6 +140,11 @@ impl State {
     /// Where listeners' events go.
     pub(super) fn events(&self) -> broadcast::Sender<MonitorEvent> {
         self.events.clone()
+    }
+
+    /// Whether something that happened may be to devices that the dataplane depends on.
+    pub(super) fn is_concerned_by(&self, change: &Change) -> bool {
+        self.up.as_ref().is_none_or(|up| change.concerns_node(|name| up.dataplane.is_wire(name)))
     }
 
     /// The underlay's name, once known.

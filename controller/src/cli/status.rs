@@ -172,6 +172,9 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     line(text, "Node", &format!("{}, {address}, pod range {range}", agent.node));
     let mtu = known(agent.mtu.map(|mtu| mtu.to_string()));
     line(text, "Underlay", &format!("{}, pod MTU {mtu}", known(agent.underlay.clone())));
+    if !agent.wires.is_empty() {
+        line(text, "Wires", &format!("{} besides the underlay", agent.wires.join(", ")));
+    }
     if let Some(source) = &agent.source {
         let connected = if source.connected { "" } else { ", NOT CONNECTED" };
         let heard = source.heard_at_unix_ms.map(|at| format!(", last heard {} ago", since(at, now)));
@@ -275,6 +278,7 @@ mod tests {
             node_ip: Some("192.0.2.1".parse().unwrap()),
             pod_cidr: Some("10.1.0.0/24".parse().unwrap()),
             underlay: Some("eth1".to_owned()),
+            wires: vec!["eth2".to_owned()],
             mtu: Some(1450),
             pin_dir: "/sys/fs/bpf/shunt".into(),
             state_dir: "/var/lib/shunt".into(),
@@ -317,6 +321,7 @@ mod tests {
         Agent:     shunt 0.1.0, pid 42
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
+        Wires:     eth2 besides the underlay
         Source:    API server by the pod's service account, last heard 4s ago
         Services:  TCP by connect() below /sys/fs/cgroup, of this host and 2 of 3 pods; else by packet
         HTTP:      127.0.0.1:9466
@@ -370,6 +375,7 @@ mod tests {
         Agent:     shunt 0.1.0, pid 42
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
+        Wires:     eth2 besides the underlay
         Source:    files in /etc/cluster, NOT CONNECTED
         Services:  by packet: /sys/fs/cgroup is not a cgroup v2 directory
         XDP:       in the driver: pops the tunnel; node ports' packets are forwarded by TC: eth1 is a veth device

@@ -1,10 +1,12 @@
 //! Network devices: finding the underlay, keeping `shunt0`, setting up the host side of a pod, listing what is ours.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, UdpSocket},
 };
 
+use ipnet::Ipv4Net;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
@@ -250,6 +252,32 @@ pub fn find_underlay(netlink: &mut Netlink, name: Option<&str>, node_ip: Ipv4Add
     Ok(link)
 }
 
+/// The other interfaces by which clients of Services and answers to pods may come: Ethernet devices that are up and hold an address that is of
+/// use beyond the link, and not of the node's pod range, which is a pod bridge's. Index by name.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn other_wires(
+    netlink: &mut Netlink,
+    underlay: &Link,
+    pod_range: Option<Ipv4Net>,
+) -> Result<BTreeMap<String, u32>, LinksError> {
+    let held = addresses(netlink)?;
+    Ok(list(netlink)?
+        .into_iter()
+        .filter(|link| link.index != underlay.index && is_wire(link, &held, pod_range))
+        .map(|link| (link.name, link.index))
+        .collect())
+}
+
+fn is_wire(link: &Link, held: &[HostAddress], pod_range: Option<Ipv4Net>) -> bool {
+    let leads_on = |address: Ipv4Addr| {
+        !address.is_loopback() && !address.is_link_local() && pod_range.is_none_or(|range| !range.contains(&address))
+    };
+    let is_apt = link.up && link.mac.is_some() && !is_ours(link) && !matches!(link.kind, Kind::Vxlan { .. });
+    is_apt && held.iter().any(|held| held.index == link.index && leads_on(held.address))
+}
+
 /// What `shunt0` has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunnelSpec {
@@ -377,6 +405,32 @@ pub fn is_pod_side(link: &Link) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wire_is_an_ethernet_device_that_is_up_with_an_address_of_use_elsewhere() {
+        let mac = Some(Mac { bytes: [2, 0, 0, 0, 0, 1] });
+        let link = Link { index: 3, name: "eth1".to_owned(), mtu: 1500, mac, up: true, kind: Kind::Other };
+        let range = Some("10.244.1.0/24".parse().unwrap());
+        let with = |link: &Link, address: [u8; 4]| {
+            is_wire(link, &[HostAddress { index: 3, address: address.into(), prefix_len: 24 }], range)
+        };
+        let address = [198, 51, 100, 1];
+        assert!(with(&link, address));
+        assert!(with(&Link { kind: Kind::Bridge, ..link.clone() }, address), "a bridge of containers");
+        assert!(
+            !is_wire(&link, &[HostAddress { index: 4, address: address.into(), prefix_len: 24 }], range),
+            "another's address"
+        );
+        assert!(!with(&Link { up: false, ..link.clone() }, address));
+        assert!(!with(&Link { mac: None, ..link.clone() }, address), "no Ethernet");
+        assert!(!with(&Link { name: TUNNEL.to_owned(), ..link.clone() }, address));
+        assert!(!with(&Link { kind: Kind::Vxlan { vni: 1, port: 8472, external: false }, ..link.clone() }, address));
+        for (address, whose) in
+            [([10, 244, 1, 1], "a pod bridge's"), ([169, 254, 20, 10], "the link's"), ([127, 0, 0, 2], "loopback")]
+        {
+            assert!(!with(&link, address), "{whose}");
+        }
+    }
 
     #[test]
     fn only_our_veths_are_ours() {

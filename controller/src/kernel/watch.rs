@@ -77,11 +77,11 @@ fn name_of(link: &LinkMessage) -> Option<String> {
 }
 
 impl Change {
-    /// Whether the node's own devices may be concerned, given the underlay's name; pods' host sides come and go with the pods.
+    /// Whether the node's own devices may be concerned, given which names are its wires'; pods' host sides come and go with the pods.
     #[must_use]
-    pub fn concerns_node(&self, underlay: &str) -> bool {
+    pub fn concerns_node(&self, is_wire: impl Fn(&str) -> bool) -> bool {
         match self {
-            Self::Device { name, .. } => name == TUNNEL || name == BRIDGE || name == underlay,
+            Self::Device { name, .. } => name == TUNNEL || name == BRIDGE || is_wire(name),
             Self::Address => true,
         }
     }

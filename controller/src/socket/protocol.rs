@@ -223,6 +223,9 @@ pub struct Status {
     pub pod_cidr: Option<Ipv4Net>,
     /// The underlay interface, once known.
     pub underlay: Option<String>,
+    /// The other interfaces by which clients of Services and answers to pods are taken in.
+    #[serde(default)]
+    pub wires: Vec<String>,
     /// MTU of the pods, bytes, once known.
     pub mtu: Option<u32>,
     /// Where the maps and links are pinned.

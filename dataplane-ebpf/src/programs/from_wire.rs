@@ -1,4 +1,4 @@
-//! TC ingress of the underlay: pops the tunnel, and takes in the answers to what left with the node's address.
+//! TC ingress of the underlay and of the node's other wires: pops the tunnel, and takes in the answers to what left with the node's address.
 
 use core::ops::ControlFlow;
 

@@ -1,4 +1,4 @@
-//! TC egress of the underlay: what processes of the node answer a Service's clients elsewhere.
+//! TC egress of the underlay and of the node's other wires: what processes of the node answer a Service's clients elsewhere.
 
 use core::ops::ControlFlow;
 

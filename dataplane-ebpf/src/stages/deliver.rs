@@ -5,11 +5,12 @@ use core::ops::ControlFlow;
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
-        bpf_fib_lookup as FibLookup,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup as FibLookup,
     },
     helpers::generated::bpf_fib_lookup,
 };
 use shunt_common::{
+    address::kind,
     flow::Tuple,
     icmp::answer,
     net::{Family as _, Ip4, Mac, V4, proto},
@@ -18,7 +19,7 @@ use shunt_common::{
     vxlan::Name,
 };
 
-use super::{Hook, Stage, dropped, icmp, neighbour};
+use super::{Hook, Stage, dropped, icmp, neighbour, route};
 use crate::{
     count::count,
     maps::node,
@@ -134,6 +135,24 @@ fn enter_at_tunnel_device(skb: Skb) -> Verdict {
         Ok(()) => skb.redirect_ingress(node!(tunnel_ifindex)),
         Err(reason) => Verdict::Drop(reason),
     }
+}
+
+/// The address that a flow to the outside leaves with: by the underlay the node's own, by another interface the one that the kernel would give
+/// the node's own packets there (since Linux 6.7; before, the node's own too).
+#[inline(always)]
+pub(crate) fn look_for_source(skb: Skb, dst: Ip4) -> Ip4 {
+    // SAFETY: plain integers and unions of them; all zero is a value.
+    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    V4::ask_route(&mut params, node!(node_ip), dst);
+    params.ifindex = node!(tunnel_ifindex);
+    let found = ask(skb, &mut params, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC);
+    if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) || params.ifindex == node!(underlay_ifindex) {
+        return node!(node_ip);
+    }
+    // SAFETY: an integer whichever family it is of.
+    let source = Ip4 { be: unsafe { params.__bindgen_anon_3.ipv4_src } };
+    // The answers to an address that is not known to be ours would be nobody's.
+    if route::owner::<V4>(source) == Some(kind::HOST) { source } else { node!(node_ip) }
 }
 
 /// The way to the outside, by the host's routing table.

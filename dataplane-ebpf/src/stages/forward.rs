@@ -148,7 +148,7 @@ fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked, bef
             return ControlFlow::Break(icmp::refuse(skb, hook, flow, reason, answer::PORT_UNREACHABLE, 0));
         }
         Served::Stacks => return to_stack(),
-        Served::Not => track(flow, hook, next, tracked)?,
+        Served::Not => track(skb, flow, hook, next, tracked)?,
     };
     if fate == Fate::Untracked {
         if !hook.egress {
@@ -199,22 +199,22 @@ fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
     }
 }
 
-/// Who asks a Service. On the way out of `shunt0` that is the host, but for packets that took the slow path.
+/// Who asks a Service. On the way out of `shunt0` that is the host, but for packets that took the slow path: they came in by another interface.
 #[inline(always)]
 fn client<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Client {
     if !hook.egress || route::owner::<F>(flow.tuple.src) == Some(address::POD) {
         Client::Pod
-    } else if skb.entered_by() == node!(underlay_ifindex) {
-        Client::Outside
-    } else {
+    } else if skb.entered_by() == 0 || skb.entered_by() == node!(tunnel_ifindex) {
         Client::Host
+    } else {
+        Client::Outside
     }
 }
 
 /// What a packet that is not for a Service must carry: a reply is translated back, a flow to the outside gets the node's address,
 /// a pod's direct flow is noted so that no translated one is laid over it. Also what was found out about its flow.
 #[inline(always)]
-fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Stage<(Tuple<F>, Fate)> {
+fn track<F: Ip>(skb: Skb, flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Stage<(Tuple<F>, Fate)> {
     let tuple = flow.tuple;
     match if tracked == Tracked::Perhaps { service::resume(flow, false) } else { Known::Nothing } {
         Known::Ours(entry) => {
@@ -228,9 +228,8 @@ fn track<F: Ip>(flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Sta
     match next {
         Next::Outside if hook.egress || tuple.dst == F::gateway() || tuple.dst == F::hairpin() => dropped(DropReason::NoRoute),
         Next::Outside => {
-            let to = Tuple { src: F::node_ip(), ..tuple };
-            let mut opening = Opening::new(tuple, to, SourcePort::Allocate);
-            done(snat::open(&mut opening))?;
+            let mut opening = Opening::new(tuple, tuple, SourcePort::Allocate);
+            done(snat::open_outwards(skb, &mut opening))?;
             ControlFlow::Continue((opening.to, Fate::Forth))
         }
         Next::Pod { .. } | Next::Tunnel { .. } | Next::Host if !hook.egress && (flow.is_syn() || tuple.proto == proto::UDP) => {

@@ -7,13 +7,20 @@ use shunt_common::{
     backend,
     conntrack::{CtEntry, CtKey, translates},
     flow::Tuple,
-    net::{Port, proto},
+    net::{Port, V4, proto},
     snat,
     verdict::{Counter, DropReason},
 };
 
-use super::conntrack::{self, Refused};
-use crate::{count::count, maps::node, packet::parse::Ip};
+use super::{
+    conntrack::{self, Refused},
+    deliver,
+};
+use crate::{
+    count::count,
+    maps::node,
+    packet::{parse::Ip, skb::Skb},
+};
 
 /// How many source ports are tried before the flow is refused. With half of all ports towards one destination taken by live flows,
 /// one flow in 2^16 is refused.
@@ -121,6 +128,21 @@ pub(crate) fn open<F: Ip>(opening: &mut Opening<F>) -> Result<(), DropReason> {
         0 => Ok(()),
         reason => Err(DropReason::from_number(reason).unwrap_or(DropReason::ConntrackFull)),
     }
+}
+
+/// Opens a flow to the outside, which leaves with the address of the interface that it goes by.
+#[inline(always)]
+pub(crate) fn open_outwards<F: Ip>(skb: Skb, opening: &mut Opening<F>) -> Result<(), DropReason> {
+    F::choose_source(skb.raw(), opening);
+    open(opening)
+}
+
+/// The address that a flow to the outside leaves with. A subprogram of its own, which runs before [`try_open`] and not around it: there is no
+/// stack for both.
+#[inline(always)]
+pub(crate) fn try_choose_source(skb: Skb, opening: &mut Opening<V4>) -> u32 {
+    opening.to.src = deliver::look_for_source(skb, opening.to.dst);
+    0
 }
 
 /// The body of [`open`]: the number of a drop reason, or 0. It runs once a flow: see [`crate::subprograms`].

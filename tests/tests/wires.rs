@@ -1,0 +1,175 @@
+//! Nodes with an interface more than the underlay: a network of its own, that knows nothing of the underlay.
+//!
+//! ```text
+//!   outside -- router --+-- n1 ==eth1== storage
+//!                       |    '- pods a, b
+//!                       +-- n2 -- pod c
+//! ```
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use shunt_lab::{
+    cluster::{Endpoint, Port},
+    lab::{Lab, eventually},
+    netns::Netns,
+    service::{SOON, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
+    topology::PAIR,
+    traffic::{
+        echo::{TcpClient, ask_tcp, ask_udp},
+        ping::ping,
+    },
+};
+
+/// Of n1 there.
+const EAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// Of n1 there too, and not the first that the kernel would choose.
+const SECOND: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+const STORAGE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+/// Behind the storage host.
+const BEYOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 200);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 30);
+const NODE_PORT: u16 = 30_300;
+const PORTS: [Port; 2] = [Port::tcp(80, TARGET), Port::udp(80, TARGET)];
+/// Longer than the agent takes to look at everything by itself.
+const BY_ITSELF: Duration = Duration::from_secs(60);
+
+fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address, port)
+}
+
+/// Plugs a cable from n1 into a network of its own.
+fn plug(lab: &Lab) -> Result<Netns> {
+    let n1 = lab.node("n1");
+    let storage = n1.netns.create_beside(&format!("{}-storage", lab.name()))?;
+    n1.netns.ip(&format!("link add eth1 type veth peer name eth0 netns {}", storage.name()))?;
+    n1.netns.ip("link set eth1 up")?;
+    storage.ip("link set eth0 up")?;
+    for (netns, address, interface) in [(&n1.netns, EAR, "eth1"), (&n1.netns, SECOND, "eth1"), (&storage, STORAGE, "eth0")] {
+        netns.ip(&format!("addr add {address}/24 dev {interface}"))?;
+    }
+    storage.ip(&format!("addr add {BEYOND}/32 dev lo"))?;
+    n1.netns.ip(&format!("route add {BEYOND} via {STORAGE}"))?;
+    Ok(storage)
+}
+
+/// n1 serves its wire when this returns.
+fn plugged(lab: &Lab) -> Result<Netns> {
+    let storage = plug(lab)?;
+    eventually(SOON, || is_served(lab, true))?;
+    Ok(storage)
+}
+
+fn is_served(lab: &Lab, wanted: bool) -> Result<()> {
+    let output = lab.node("n1").shunt(&["status"])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains("Wires:     eth1 besides the underlay") == wanted, "n1 says:\n{text}");
+    ensure!(output.status.success(), "n1 is not healthy:\n{text}");
+    for hook in ["from_wire_eth1", "to_wire_eth1"] {
+        ensure!(text.contains(hook) == wanted, "{hook}: n1 says:\n{text}");
+    }
+    Ok(())
+}
+
+fn lead_to(lab: &Lab, backend: Ipv4Addr, node: &str) -> Result<()> {
+    lab.cluster.put_endpoints("web", &PORTS, &[Endpoint::ready(backend, node)])?;
+    eventually(SOON, || {
+        let rows = lab.node("n1").kernel()?.services()?;
+        let leads = rows.iter().any(|row| row.outside.iter().any(|row| row.backend.addr == backend.into()));
+        ensure!(leads, "no frontend of n1 leads to {backend}");
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_reach_a_network_behind_another_interface_with_the_nodes_address_there() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
+    let storage = plugged(&lab)?;
+    for server in [STORAGE, BEYOND] {
+        let _servers = serve(&storage, server, "storage")?;
+        for pod in [&a, &b] {
+            for answer in [tcp_answer(&pod.netns, at(server, TARGET))?, udp_answer(&pod.netns, at(server, TARGET))?] {
+                ensure!(*answer.peer.ip() == EAR, "{server} sees {}", answer.peer);
+            }
+            ensure!(ping(&pod.netns, server, 3, 0.05, 56)?.received == 3);
+            ask_tcp(&pod.netns, at(server, TARGET), &vec![9; 4 << 20])?;
+            ask_udp(&pod.netns, at(server, TARGET), &vec![3; 4000])?;
+        }
+        // Nobody is there: the storage host's refusal finds the pod.
+        refused(&a.netns, at(server, TARGET + 1))?;
+    }
+    // Both with one port of their own.
+    let _servers = serve(&storage, STORAGE, "storage")?;
+    let mut one = TcpClient::connect_from(&a.netns, 40_000, at(STORAGE, TARGET))?;
+    let mut other = TcpClient::connect_from(&b.netns, 40_000, at(STORAGE, TARGET))?;
+    ensure!(one.peer != other.peer, "both are seen as {}", one.peer);
+    one.exchange(b"from a")?;
+    other.exchange(b"from b")
+}
+
+#[test]
+fn clients_that_come_by_another_interface_are_served_by_whatever_backend() -> Result<()> {
+    let mut lab = Lab::wired(&PAIR)?;
+    fs::write(lab.node("n1").config_file(), "nodePortAddresses: [192.0.2.0/24, 198.51.100.0/24]\n")?;
+    lab.start_agents()?;
+    let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
+    let _pods = (serve_pod(&a)?, serve_pod(&c)?);
+    let n1 = lab.node("n1");
+    let _process = serve(&n1.netns, n1.address(), "n1")?;
+    let storage = plugged(&lab)?;
+    storage.ip(&format!("route add {VIP} via {EAR}"))?;
+    lab.cluster.put_node_port("web", VIP, &PORTS, NODE_PORT)?;
+    for (backend, node, name) in [(a.address, "n1", "a"), (c.address, "n2", "c"), (n1.address(), "n1", "n1")] {
+        lead_to(&lab, backend, node)?;
+        for asked in [at(EAR, NODE_PORT), at(SECOND, NODE_PORT), at(VIP, 80)] {
+            for answer in [tcp_answer(&storage, asked)?, udp_answer(&storage, asked)?] {
+                ensure!(answer.server == name, "{asked} is answered by {}, not {name}", answer.server);
+            }
+            ask_tcp(&storage, asked, &vec![7; 2 << 20])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interface_may_come_and_go_and_is_served_while_it_is_there() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let a = lab.pod("n1", "a")?;
+    is_served(&lab, false)?;
+    let storage = plugged(&lab)?;
+    let _servers = serve(&storage, STORAGE, "storage")?;
+    tcp_answer(&a.netns, at(STORAGE, TARGET))?;
+    let n1 = &lab.node("n1").netns;
+    n1.ip("link set eth1 down")?;
+    eventually(SOON, || is_served(&lab, false))?;
+    // It had its addresses all the time: nothing but the agent's own round tells of it.
+    n1.ip("link set eth1 up")?;
+    eventually(BY_ITSELF, || is_served(&lab, true))?;
+    eventually(SOON, || tcp_answer(&a.netns, at(STORAGE, TARGET)))?;
+    n1.ip("link del eth1")?;
+    eventually(SOON, || is_served(&lab, false))
+}
+
+#[test]
+fn an_agent_that_starts_finds_its_wires_and_a_cleanup_leaves_none_of_its_programs_there() -> Result<()> {
+    let mut lab = Lab::build(&PAIR)?;
+    let a = lab.pod("n1", "a")?;
+    let storage = plugged(&lab)?;
+    let _servers = serve(&storage, STORAGE, "storage")?;
+    let mut client = TcpClient::connect(&a.netns, at(STORAGE, TARGET))?;
+    lab.node_mut("n1").kill_agent()?;
+    client.exchange(b"without an agent")?;
+    lab.node_mut("n1").start_agent()?;
+    lab.node("n1").wait_ready()?;
+    is_served(&lab, true)?;
+    client.exchange(b"with another agent")?;
+    lab.node_mut("n1").stop_agent()?;
+    lab.node("n1").cleanup()?;
+    ensure!(!lab.node("n1").pin_dir().exists(), "pins are left");
+    Ok(())
+}
