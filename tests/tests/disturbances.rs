@@ -4,14 +4,21 @@
 //!   n1 -- pod a        n2 -- pod b (serves)
 //! ```
 
-use std::{fs, net::SocketAddrV4, time::Duration};
+use std::{
+    fs,
+    net::SocketAddrV4,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Value, json};
 use shunt_lab::{
     lab::{Lab, eventually},
     pod::Pod,
-    service::{Service, TARGET, serve_pod, tcp_answer},
-    topology::PAIR,
+    service::{SOON, Service, TARGET, refused, serve_pod, tcp_answer},
+    topology::{PAIR, VNI},
     traffic::echo::Server,
 };
 
@@ -146,6 +153,91 @@ fn flushed_routes_neighbours_and_lost_links_are_put_back() -> Result<()> {
         ensure!(node.netns.ip(&format!("route show {}", scene.a.address))?.contains("proto 83"), "no route to the pod");
         Ok(())
     })
+}
+
+#[test]
+fn a_pod_that_could_not_be_mended_is_tried_again_soon() -> Result<()> {
+    let scene = Scene::build()?;
+    let node = scene.lab.node("n1");
+    let before = scene.links()?;
+    let name = before.iter().find(|name| name.contains("from_pod")).context("the pod has no link")?;
+    let pin = node.pin_dir().join("links").join(name);
+    fs::remove_file(&pin)?;
+    fs::create_dir(&pin)?;
+    // The agent looks at everything when something happens to a device of the node.
+    node.netns.ip("link set eth0 txqueuelen 1001")?;
+    eventually(MENDED, || {
+        let reasons = node.status()?.reasons;
+        ensure!(reasons.iter().any(|reason| reason.contains("from_pod")), "{reasons:?}");
+        Ok(())
+    })?;
+    fs::remove_dir(&pin)?;
+    // Long before the agent looks at everything by itself.
+    eventually(MENDED / 3, || {
+        let (reasons, links) = (node.status()?.reasons, scene.links()?);
+        ensure!(reasons.is_empty() && links == before, "{reasons:?}, {links:?}");
+        Ok(())
+    })?;
+    scene.works()
+}
+
+#[test]
+fn what_half_a_setup_has_changed_stays_while_the_rest_fails() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let (node, stray) = (lab.node("n1"), lab.node("n1").pin_dir().join("links/stray"));
+    let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
+    let _servers = [serve_pod(&b)?, serve_pod(&c)?];
+    let web = Service::create(&lab, "web", 10, &[&b])?;
+    let answers = |service: &Service, name: &str| -> Result<()> {
+        let server = tcp_answer(&a.netns, service.vip)?.server;
+        ensure!(server == name, "{server} answers, not {name}");
+        Ok(())
+    };
+    // The Node and the Service's endpoints change at once: they come in one file.
+    let mut together = Vec::new();
+    for (kind, name) in [("Node", "n1"), ("EndpointSlice", "web")] {
+        let is_it = |object: &Value| {
+            let own =
+                object["metadata"]["labels"]["kubernetes.io/service-name"].as_str().or(object["metadata"]["name"].as_str());
+            object["kind"] == kind && own == Some(name)
+        };
+        together.push(lab.cluster.objects()?.into_iter().find(is_it).with_context(|| format!("no {kind} {name}"))?);
+    }
+    lab.cluster.remove("endpoints-web.yaml")?;
+    eventually(SOON, || refused(&a.netns, web.vip))?;
+    lab.cluster.put("node-n1.yaml", &together)?;
+    eventually(SOON, || answers(&web, "b"))?;
+
+    // Programs are put in force after the maps, and pins that nobody needs any more go last: this one cannot.
+    fs::create_dir(&stray)?;
+    let data = json!({ "VNI": VNI, "VtepMAC": "02:00:00:00:00:11" }).to_string();
+    together[0]["metadata"]["annotations"] = json!({ "flannel.alpha.coreos.com/backend-data": data });
+    together[1]["endpoints"][0]["addresses"] = json!([c.address]);
+    lab.cluster.put("node-n1.yaml", &together)?;
+    eventually(SOON, || {
+        let reasons = node.status()?.reasons;
+        ensure!(reasons.iter().any(|reason| reason.contains("cannot remove") && reason.contains("stray")), "{reasons:?}");
+        Ok(())
+    })?;
+    // Not even for the moment until the setup is tried again.
+    let done = AtomicBool::new(false);
+    let late = thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                answers(&web, "c")?;
+            }
+            Ok(())
+        });
+        let late = Service::create(&lab, "late", 11, &[&b]);
+        done.store(true, Ordering::Relaxed);
+        asking.join().map_err(|_| anyhow!("the client panicked"))?.and(late)
+    })?;
+    answers(&late, "b")?;
+
+    fs::remove_dir(&stray)?;
+    eventually(SOON, || node.wait_ready())?;
+    answers(&web, "c")?;
+    answers(&late, "b")
 }
 
 #[test]

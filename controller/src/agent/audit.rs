@@ -71,25 +71,71 @@ async fn look_at_maps(state: &Mutex<State>) -> Option<Finding> {
     }
 }
 
-/// The kernel lists them in one go, which takes long if they are many: our own changes may overtake it. What is different every time is
-/// somebody else's doing. `None` if there is nothing to be found out.
+/// `None` if there is nothing to be found out.
 async fn look_at_host_routes(state: &Mutex<State>) -> Option<Finding> {
-    let mut different: Option<BTreeSet<Ipv4Net>> = None;
-    for _ in 0..LISTINGS {
+    let mut suspects = Suspects::default();
+    loop {
         let via = state.lock().await.via()?;
         let listed = spawn_blocking(move || list(via)).await.ok()?;
         let listed = listed.inspect_err(|error| tracing::debug!(%error, "host routes cannot be listed")).ok()?;
-        let now = state.lock().await.different_host_routes(&listed)?;
-        let still = different.map_or_else(|| now.clone(), |before| &before & &now);
-        if still.is_empty() {
-            return Some(Finding::AsKnown);
+        let different = state.lock().await.different_host_routes(&listed)?;
+        match suspects.after(different) {
+            Finding::GoesOn => {}
+            Finding::AsKnown => return Some(Finding::AsKnown),
+            Finding::Differs => break,
         }
-        different = Some(still);
     }
     state.lock().await.mend();
     Some(Finding::Differs)
 }
 
+/// Host routes that were different every time. The kernel lists all in one go, which takes long if they are many, so that our own changes may
+/// overtake it: what is different every time is somebody else's doing.
+#[derive(Debug, Default)]
+struct Suspects {
+    routes: BTreeSet<Ipv4Net>,
+    listings: usize,
+}
+
+impl Suspects {
+    /// What is found after one more listing, in which these were different.
+    fn after(&mut self, different: BTreeSet<Ipv4Net>) -> Finding {
+        self.routes = if self.listings == 0 { different } else { &self.routes & &different };
+        self.listings += 1;
+        match self.routes.is_empty() {
+            true => Finding::AsKnown,
+            false if self.listings < LISTINGS => Finding::GoesOn,
+            false => Finding::Differs,
+        }
+    }
+}
+
 fn list(via: Via) -> io::Result<BTreeSet<Ipv4Net>> {
     via.list(&mut Netlink::open()?).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_routes_that_our_changes_overtake_are_nobodys_doing() {
+        use Finding::{AsKnown, Differs, GoesOn};
+        let cases: [(&[&[u8]], &[Finding]); 6] = [
+            (&[&[]], &[AsKnown]),
+            (&[&[1], &[]], &[GoesOn, AsKnown]),
+            // Others each time, as under a stream of changes.
+            (&[&[1], &[2]], &[GoesOn, AsKnown]),
+            (&[&[1, 2], &[2, 3], &[3, 1]], &[GoesOn, GoesOn, AsKnown]),
+            (&[&[1], &[1], &[1]], &[GoesOn, GoesOn, Differs]),
+            (&[&[1, 2], &[2, 3], &[2, 4]], &[GoesOn, GoesOn, Differs]),
+        ];
+        for (listings, findings) in cases {
+            let mut suspects = Suspects::default();
+            let routes =
+                |hosts: &[u8]| hosts.iter().map(|host| Ipv4Net::from(std::net::Ipv4Addr::new(10, 96, 0, *host))).collect();
+            let found: Vec<Finding> = listings.iter().map(|hosts| suspects.after(routes(hosts))).collect();
+            assert_eq!(found, findings, "{listings:?}");
+        }
+    }
 }

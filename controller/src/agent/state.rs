@@ -261,8 +261,8 @@ impl State {
         if outcome.is_err()
             && let Some(up) = &mut self.up
         {
-            // Part of the new may be in force.
-            up.sync.doubt();
+            up.dataplane.kernel.look_anew();
+            up.sync.resume(model);
         }
         if let Ok(report) = outcome {
             self.health.mend(Subject::Sync);

@@ -136,6 +136,14 @@ impl Sync {
         self.differ.as_ref().map(|differ| differ.host_routes() ^ listed)
     }
 
+    /// Another's plan for `model` was carried out in part, and this goes on: with the same aim, since changes may have gone by, and with nothing
+    /// certain of what the kernel holds.
+    pub(super) fn resume(&mut self, model: &Model) {
+        let view = self.compiler.view().clone();
+        self.untold.extend(self.compiler.set_view(view, model).health_checks);
+        self.doubt();
+    }
+
     /// What the kernel holds is not certain any more: whatever comes next reads it back.
     pub(super) fn doubt(&mut self) {
         self.differ = None;

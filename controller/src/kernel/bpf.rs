@@ -76,6 +76,11 @@ impl BpfKernel {
         self.via.add(&mut self.netlink, &prefixes).map_err(|(_, error)| error.into())
     }
 
+    /// Others have written under this: the next reading back reads all ids.
+    pub fn look_anew(&mut self) {
+        self.backend_end = None;
+    }
+
     /// The maps.
     #[must_use]
     pub fn maps(&self) -> &Maps {
