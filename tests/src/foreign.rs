@@ -1,8 +1,13 @@
 //! Programs of somebody else on a node's interface: each drops frames of one length, so that it can be seen to run, and leaves the rest.
 
 use std::{
+    ffi::CString,
     io, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     ptr,
 };
 
@@ -21,17 +26,20 @@ pub const fn ping_data(length: u16) -> u32 {
 pub enum Hook {
     /// TC ingress by a TCX link.
     Tcx,
-    /// XDP by a link.
+    /// XDP by a link, in the driver where that can.
     Xdp,
+    /// XDP by a link, in the kernel's substitute for a driver's.
+    XdpGeneric,
 }
 
 /// An attached program. Dropping it detaches it.
 #[derive(Debug)]
 pub struct Foreign {
-    _link: OwnedFd,
+    link: OwnedFd,
 }
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_LINK_CREATE: libc::c_long = 28;
 
 #[repr(C)]
@@ -54,6 +62,13 @@ struct LinkAttr {
     rest: [u64; 2],
 }
 
+#[repr(C)]
+struct PinAttr {
+    path: u64,
+    link: u32,
+    flags: u32,
+}
+
 impl Foreign {
     /// Attaches one to an interface of a namespace; it drops frames of `length` bytes with the Ethernet header.
     ///
@@ -64,7 +79,7 @@ impl Foreign {
             // BPF_PROG_TYPE_SCHED_CLS, BPF_TCX_INGRESS; r2 = skb->len; TCX_DROP or TCX_NEXT.
             Hook::Tcx => (3, 46, [&[insn(0x61, 2, 1, 0, 0)][..], &verdicts(length, 2, -1)].concat()),
             // BPF_PROG_TYPE_XDP, BPF_XDP; r2 = data_end - data; XDP_DROP or XDP_PASS.
-            Hook::Xdp => (
+            Hook::Xdp | Hook::XdpGeneric => (
                 6,
                 37,
                 [&[insn(0x61, 2, 1, 4, 0), insn(0x61, 3, 1, 0, 0), insn(0x1f, 2, 3, 0, 0)][..], &verdicts(length, 1, 2)]
@@ -80,9 +95,22 @@ impl Foreign {
         };
         let program = bpf(BPF_PROG_LOAD, &mut load).context("cannot load a program")?;
         let ifindex = netns.ifindex(interface)?;
-        let mut attr = LinkAttr { program: program.as_raw_fd().cast_unsigned(), ifindex, hook: at, ..LinkAttr::default() };
+        // XDP_FLAGS_SKB_MODE of include/uapi/linux/if_link.h.
+        let flags = if hook == Hook::XdpGeneric { 2 } else { 0 };
+        let program = program.as_raw_fd().cast_unsigned();
+        let mut attr = LinkAttr { program, ifindex, hook: at, flags, ..LinkAttr::default() };
         let link = netns.inside(move || bpf(BPF_LINK_CREATE, &mut attr)).context("cannot attach a program")?;
-        Ok(Self { _link: link })
+        Ok(Self { link })
+    }
+
+    /// Leaves it attached for as long as its link is pinned at a path.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pin(self, path: &Path) -> Result<()> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = PinAttr { path: name.as_ptr() as u64, link: self.link.as_raw_fd().cast_unsigned(), flags: 0 };
+        run(BPF_OBJ_PIN, &mut attr).with_context(|| format!("cannot pin a link at {}", path.display())).map(drop)
     }
 }
 
@@ -99,10 +127,15 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
     u64::from_ne_bytes([code, dst | src << 4, o0, o1, i0, i1, i2, i3])
 }
 
+/// A command that answers with a descriptor.
 fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is one of the layouts above, whose pointers the caller keeps alive, and both commands answer with a descriptor.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), mem::size_of::<A>());
-        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
-    }
+    let fd = run(command, attr)?;
+    // SAFETY: the kernel has just made it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn run<A>(command: libc::c_long, attr: &mut A) -> io::Result<i32> {
+    // SAFETY: `attr` is one of the layouts above, whose pointers the caller keeps alive.
+    let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), mem::size_of::<A>()) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome as i32) }
 }

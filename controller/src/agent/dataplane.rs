@@ -27,6 +27,7 @@ use crate::{
         connect, defrag, headroom,
         links::{self, ENCAPSULATION, HostAddress, Link, LinksError, TUNNEL, TunnelSpec},
         maps::Maps,
+        netdev,
         netlink::Netlink,
         pins::{Adoption, MapPins, PinDir, PinError},
         programs::{Capacities, Hook, OBJECT, Programs, ProgramsError},
@@ -194,9 +195,12 @@ pub(super) enum Found {
 pub(super) struct Dataplane {
     dir: PinDir,
     pins: MapPins,
+    capacities: Capacities,
     programs: Programs,
     /// What is done at XDP.
     pub(super) xdp: Xdp,
+    /// What was to be done there, before it was tried.
+    xdp_wanted: Xdp,
     /// Where connections to Services are given their backends.
     pub(super) connect: Connect,
     /// Interpreter of steps.
@@ -235,14 +239,17 @@ impl Dataplane {
         let programs = Programs::load(OBJECT, &pins, &dir, &survey.config, &capacities)?;
         let mut notes = survey.notes;
         notes.extend(programs.slower().map(|reason| with_causes(reason)));
+        let xdp_wanted = survey.xdp.clone();
         let xdp = if programs.slower().is_some() { survey.xdp.without_sight() } else { survey.xdp };
         let via = Via { tunnel: survey.config.tunnel_ifindex, node_ip: own.ip };
         let kernel = BpfKernel::new(Maps::open(|spec| pins.path(spec))?, netlink, via);
-        let dataplane = Self {
+        let mut dataplane = Self {
             dir,
             pins,
+            capacities,
             programs,
             xdp,
+            xdp_wanted,
             connect: Connect::of(options),
             kernel,
             config: survey.config,
@@ -253,8 +260,19 @@ impl Dataplane {
             pods_bridge: survey.pods_bridge,
             notes,
         };
+        dataplane.tell_programs_of_xdp()?;
         dataplane.carry_flows_over();
         Ok(dataplane)
+    }
+
+    /// Loads programs anew that were told of another XDP than there is: those at TC do nothing for one that sends no packets. Whether it did.
+    fn tell_programs_of_xdp(&mut self) -> Result<bool, DataplaneError> {
+        let is_so = self.config.xdp_forwards == self.xdp.leave();
+        if !is_so {
+            self.config.xdp_forwards = self.xdp.leave();
+            self.programs = Programs::load(OBJECT, &self.pins, &self.dir, &self.config, &self.capacities)?;
+        }
+        Ok(!is_so)
     }
 
     /// Puts the program for the host's own packets in force before all others: before routes lead them there.
@@ -267,7 +285,31 @@ impl Dataplane {
     /// links that nothing needs any more. Only once the maps hold what they should.
     pub(super) fn take_over(&mut self, pods: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
         let start = Instant::now();
-        let mut wanted: BTreeSet<String> = [defrag::PIN.to_owned()].into();
+        let mut wanted = self.attach_all(pods)?;
+        if self.tell_programs_of_xdp()? {
+            wanted = self.attach_all(pods)?;
+        }
+        if self.connect.put_in_force(&mut self.programs, &self.kernel.maps().connected) {
+            wanted.extend(connect::link_names(&self.dir));
+        }
+        tracing::info!(links = wanted.len(), took = ?start.elapsed(), "programs are in force");
+        wanted.insert(defrag::PIN.to_owned());
+        if let Err(error) = defrag::ensure(&self.dir) {
+            self.notes.push(with_causes(&error));
+        }
+        self.carry_flows_over();
+        self.pins.settle()?;
+        for name in self.dir.link_names()? {
+            if !wanted.contains(&name) {
+                self.dir.remove_link(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches what belongs to devices, or replaces what is attached there. The names of the links.
+    fn attach_all(&mut self, pods: &BTreeMap<String, u32>) -> Result<BTreeSet<String>, DataplaneError> {
+        let mut wanted = BTreeSet::new();
         let underlay = (self.underlay.clone(), self.config.underlay_ifindex);
         let tunnel = (TUNNEL.to_owned(), self.config.tunnel_ifindex);
         let loopback = (LOOPBACK.to_owned(), LOOPBACK_IFINDEX);
@@ -288,8 +330,8 @@ impl Dataplane {
             wanted.extend([Hook::FromPod, Hook::ToPod].map(|hook| self.link_name(hook, name)));
         }
         if self.xdp.is_wanted() {
-            match self.programs.attach(Hook::FromWireXdp, &underlay.0, underlay.1) {
-                Ok(_) => {
+            match self.attach_xdp(&underlay.0, underlay.1) {
+                Ok(()) => {
                     wanted.insert(self.link_name(Hook::FromWireXdp, &underlay.0));
                 }
                 Err(error) => {
@@ -299,20 +341,19 @@ impl Dataplane {
                 }
             }
         }
-        if self.connect.put_in_force(&mut self.programs, &self.kernel.maps().connected) {
-            wanted.extend(connect::link_names(&self.dir));
+        Ok(wanted)
+    }
+
+    /// Attaches the program at XDP, in the driver. Older versions took the kernel's substitute for a driver's XDP, too, in which a link stays for
+    /// good, and beside which the driver takes none: such a link of ours goes. Without it TC does all the work.
+    fn attach_xdp(&mut self, interface: &str, ifindex: u32) -> Result<(), DataplaneError> {
+        let name = self.link_name(Hook::FromWireXdp, interface);
+        let is_ours = self.dir.link_target(&name)? == Some(Target::Interface(ifindex));
+        if is_ours && netdev::runs_generic_xdp(self.kernel.netlink(), ifindex)? {
+            tracing::info!(interface, "an older version's program leaves the kernel's substitute for the driver's XDP");
+            self.dir.remove_link(&name)?;
         }
-        tracing::info!(links = wanted.len() - 1, took = ?start.elapsed(), "programs are in force");
-        if let Err(error) = defrag::ensure(&self.dir) {
-            self.notes.push(with_causes(&error));
-        }
-        self.carry_flows_over();
-        self.pins.settle()?;
-        for name in self.dir.link_names()? {
-            if !wanted.contains(&name) {
-                self.dir.remove_link(&name)?;
-            }
-        }
+        self.programs.attach(Hook::FromWireXdp, interface, ifindex)?;
         Ok(())
     }
 
@@ -326,11 +367,13 @@ impl Dataplane {
             match attached {
                 Ok(()) => links.extend([Hook::ToWire, Hook::FromWire].map(|hook| self.link_name(hook, &name))),
                 Err(error) => {
-                    self.notes.push(format!(
+                    let note = format!(
                         "Services don't serve clients that come by {name}, and pods get no answers by it: {}",
                         with_causes(&error)
-                    ));
-                    self.unserved.insert(name);
+                    );
+                    if self.unserved.insert(name) {
+                        self.notes.push(note);
+                    }
                 }
             }
         }
@@ -395,7 +438,8 @@ impl Dataplane {
         if self.xdp.is_wanted() {
             hooks.push((Hook::FromWireXdp, underlay.0, underlay.1));
         }
-        let is_same = survey.config == self.config
+        let is_same = survey.xdp == self.xdp_wanted
+            && NodeConfig { xdp_forwards: self.config.xdp_forwards, ..survey.config } == self.config
             && survey.addresses == self.addresses
             && survey.pods_bridge == self.pods_bridge
             && survey.wires == self.wires

@@ -1,14 +1,20 @@
-//! What a device's XDP can do, as the kernel says: one question to the family `netdev` of generic netlink
-//! (Documentation/netlink/specs/netdev.yaml, Linux 6.3).
-//!
-//! Attributes are as in `nfnetlink`, but integers are in host order.
+//! A device's XDP, as the kernel says: what it can do, one question to the family `netdev` of generic netlink
+//! (Documentation/netlink/specs/netdev.yaml, Linux 6.3), whose attributes are as in `nfnetlink`, but integers in host order; and how a program runs.
 
 use std::io;
 
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use rtnetlink::{
+    LinkUnspec,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkXdp, XdpAttached},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC},
+};
 
 use super::{
-    netlink::receive,
+    links::{LinksError, netlink_error},
+    netlink::{Netlink, receive},
     nfnetlink::{Attributes, HEADER, find, for_each},
 };
 
@@ -42,6 +48,18 @@ pub fn sends_by_xdp(ifindex: u32) -> io::Result<bool> {
     let family = u16::from_ne_bytes(value(&family, FAMILY_ID)?);
     let device = ask(&socket, family, DEV_GET, Attributes::default().put(IFINDEX, &ifindex.to_ne_bytes()))?;
     Ok(u64::from_ne_bytes(value(&device, XDP_FEATURES)?) & NDO_XMIT != 0)
+}
+
+/// Whether a device has an XDP program that runs in the kernel's substitute for a driver's XDP (`xdpgeneric`).
+///
+/// # Errors
+/// What the kernel answers, as ENODEV.
+pub fn runs_generic_xdp(netlink: &mut Netlink, ifindex: u32) -> Result<bool, LinksError> {
+    let question = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_index(ifindex).build());
+    let answer = netlink.get(question).map_err(netlink_error("look up interface", ifindex.to_string()))?;
+    let RouteNetlinkMessage::NewLink(link) = answer else { return Ok(false) };
+    let generic = LinkXdp::Attached(XdpAttached::SocketBuffer);
+    Ok(link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Xdp(xdp) if xdp.contains(&generic))))
 }
 
 fn value<const N: usize>(attributes: &[u8], kind: u16) -> io::Result<[u8; N]> {

@@ -8,6 +8,7 @@
 //! A driver's XDP is that of veth here. What it sends, the other end takes while it has an XDP program too, or merges packets.
 
 mod neighbours;
+mod substitute;
 
 use std::{
     collections::BTreeMap,
