@@ -56,7 +56,7 @@ numbered! {
         Malformed = 1, "malformed", "A header is truncated or contradicts itself.";
         SourceSpoofed = 2, "source_spoofed", "A pod sent from an address that is not its own.";
         Ipv6Unsupported = 3, "ipv6_unsupported", "IPv6 from a pod: not carried yet, never leaked.";
-        ProtocolUnsupported = 4, "protocol_unsupported", "An EtherType that is neither IP nor ARP.";
+        ProtocolUnsupported = 4, "protocol_unsupported", "An EtherType that is neither IP nor ARP, or the tag of a VLAN.";
         Multicast = 5, "multicast", "A pod sent to a multicast or broadcast address, which is not routed.";
         TunnelPeerUnknown = 6, "tunnel_peer_unknown", "A tunnel packet from an address that is no node's.";
         TunnelVniUnknown = 7, "tunnel_vni_unknown", "A tunnel packet of another virtual network.";

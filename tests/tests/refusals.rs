@@ -13,14 +13,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use shunt_common::verdict::DropReason;
+use shunt_common::verdict::{Counter, DropReason};
 use shunt_lab::{
+    capture::Capture,
     lab::{Lab, eventually},
     netns::Netns,
     node::Node,
     pod::Pod,
     service::SOON,
-    topology::{PAIR, VNI, VXLAN_PORT, WITH_STRANGER},
+    topology::{OUTSIDE, PAIR, VNI, VXLAN_PORT, WITH_STRANGER},
     traffic::packet::{send_frame, send_ipv4, udp},
 };
 
@@ -129,6 +130,27 @@ fn ipv6_and_unknown_protocols_from_a_pod_are_dropped() -> Result<()> {
     counted(n1, DropReason::Ipv6Unsupported, 3, || (0..3).try_for_each(|_| send_frame(&a.netns, "eth0", &ipv6)))?;
     let other = frame(&a, 0x88b5, &[0; 46])?;
     counted(n1, DropReason::ProtocolUnsupported, 3, || (0..3).try_for_each(|_| send_frame(&a.netns, "eth0", &other)))?;
+    Ok(())
+}
+
+#[test]
+fn a_pod_has_no_way_into_vlans() -> Result<()> {
+    const VLAN_5: [u8; 4] = [0, 5, 8, 0];
+    let lab = Lab::build(&PAIR)?;
+    let a = lab.pod("n1", "a")?;
+    let n1 = lab.node("n1");
+    let packet = udp((a.address, 1234), (OUTSIDE, PORT), b"into another network");
+    let tagged = frame(&a, 0x8100, &[&VLAN_5, &packet[..]].concat())?;
+    let capture = Capture::start(lab.fabric(), "to-n1", &format!("udp port {PORT} or (vlan and udp port {PORT})"), lab.dir())?;
+    counted(n1, DropReason::ProtocolUnsupported, 3, || (0..3).try_for_each(|_| send_frame(&a.netns, "eth0", &tagged)))?;
+    let before = n1.counter(Counter::ToOutside)?;
+    send_frame(&a.netns, "eth0", &frame(&a, 0x0800, &packet)?)?;
+    eventually(SOON, || {
+        ensure!(n1.counter(Counter::ToOutside)? > before, "the same without a tag does not leave");
+        Ok(())
+    })?;
+    let seen = capture.finish()?;
+    ensure!(seen.frames == 1, "{} frames left the node, of which one has no tag", seen.frames);
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use shunt_common::verdict::Counter;
 use shunt_lab::{
     cluster::{Endpoint, Port},
     lab::{Lab, eventually},
@@ -21,6 +22,7 @@ use shunt_lab::{
     topology::PAIR,
     traffic::{
         echo::{TcpClient, ask_tcp, ask_udp},
+        packet::{send_frame, udp},
         ping::ping,
     },
 };
@@ -79,8 +81,8 @@ fn lead_to(lab: &Lab, backend: Ipv4Addr, node: &str) -> Result<()> {
     lab.cluster.put_endpoints("web", &PORTS, &[Endpoint::ready(backend, node)])?;
     eventually(SOON, || {
         let rows = lab.node("n1").kernel()?.services()?;
-        let leads = rows.iter().any(|row| row.outside.iter().any(|row| row.backend.addr == backend.into()));
-        ensure!(leads, "no frontend of n1 leads to {backend}");
+        let leads = rows.iter().all(|row| row.outside.iter().all(|row| row.backend.addr == backend.into()));
+        ensure!(leads && !rows.is_empty(), "not all frontends of n1 lead to {backend}");
         Ok(())
     })
 }
@@ -171,5 +173,32 @@ fn an_agent_that_starts_finds_its_wires_and_a_cleanup_leaves_none_of_its_program
     lab.node_mut("n1").stop_agent()?;
     lab.node("n1").cleanup()?;
     ensure!(!lab.node("n1").pin_dir().exists(), "pins are left");
+    Ok(())
+}
+
+/// The kernel here may have no VLAN devices: what is shown is that the underlay's programs leave to one what is its own.
+#[test]
+fn what_had_a_vlans_tag_is_not_the_underlays() -> Result<()> {
+    const TAG: [u8; 4] = [0x81, 0, 0, 5];
+    let lab = Lab::build(&PAIR)?;
+    let a = lab.pod("n1", "a")?;
+    let n1 = lab.node("n1");
+    lab.cluster.put_node_port("web", VIP, &PORTS, NODE_PORT)?;
+    lead_to(&lab, a.address, "n1")?;
+    let link = n1.netns.ip("-o link show eth0")?;
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("eth0 has no MAC")?;
+    let mac: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    let ends = [&mac[..], &[2, 0, 0, 0, 0, 9]].concat();
+    let packet = |port| udp((Ipv4Addr::new(192, 0, 2, 200), port), (n1.address(), NODE_PORT), b"whose?");
+    let opened = || n1.counter(Counter::ServiceNewFlow);
+    let before = opened()?;
+    send_frame(lab.fabric(), "to-n1", &[&ends[..], &TAG, &[8, 0], &packet(1234)].concat())?;
+    // In order: when this one is there, so was the other.
+    send_frame(lab.fabric(), "to-n1", &[&ends[..], &[8, 0], &packet(1235)].concat())?;
+    eventually(SOON, || {
+        ensure!(opened()? > before, "the datagram without a tag opens no flow");
+        Ok(())
+    })?;
+    ensure!(opened()? == before + 1, "the tagged one opened a flow");
     Ok(())
 }

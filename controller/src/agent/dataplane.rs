@@ -88,7 +88,7 @@ impl OwnNode {
         Some(Self { ip, pod_cidr, mac })
     }
 
-    /// Whether the dataplane can stay as it is: the range is for the address book alone.
+    /// Whether the dataplane can stay as it is: the range is for the address book, and [`Dataplane::check`] tells wires from pods' bridges by it.
     pub(super) fn has_same_tunnel_end(&self, other: &Self) -> bool {
         (self.ip, self.mac) == (other.ip, other.mac)
     }
@@ -211,8 +211,8 @@ pub(super) struct Dataplane {
     pub(super) underlay: String,
     /// Index by name of the other interfaces by which clients of Services and answers to pods may come.
     wires: BTreeMap<String, u32>,
-    /// Those of them that refuse the programs.
-    unserved: BTreeSet<String>,
+    /// Those of them that refuse the programs, and why.
+    unserved: BTreeMap<String, String>,
     /// Addresses of this node's interfaces.
     pub(super) addresses: BTreeSet<Ip4>,
     /// The bridge that gives pods' datagrams room for the tunnel's headers, where the kernel has one.
@@ -255,7 +255,7 @@ impl Dataplane {
             config: survey.config,
             underlay: survey.underlay.name,
             wires: survey.wires,
-            unserved: BTreeSet::new(),
+            unserved: BTreeMap::new(),
             addresses: survey.addresses,
             pods_bridge: survey.pods_bridge,
             notes,
@@ -360,6 +360,7 @@ impl Dataplane {
     /// Puts the programs in force on the other wires, and names the links. The node does without one that refuses them.
     fn attach_wires(&mut self) -> Vec<String> {
         let mut links = Vec::new();
+        self.unserved.clear();
         for (name, index) in self.wires.clone() {
             let attached = [Hook::ToWire, Hook::FromWire]
                 .into_iter()
@@ -367,13 +368,8 @@ impl Dataplane {
             match attached {
                 Ok(()) => links.extend([Hook::ToWire, Hook::FromWire].map(|hook| self.link_name(hook, &name))),
                 Err(error) => {
-                    let note = format!(
-                        "Services don't serve clients that come by {name}, and pods get no answers by it: {}",
-                        with_causes(&error)
-                    );
-                    if self.unserved.insert(name) {
-                        self.notes.push(note);
-                    }
+                    tracing::warn!("{name} refuses programs: {}", with_causes(&error));
+                    self.unserved.insert(name, with_causes(&error));
                 }
             }
         }
@@ -388,7 +384,30 @@ impl Dataplane {
     /// The other wires by which clients and answers are taken in.
     pub(super) fn served_wires(&self) -> impl Iterator<Item = (&str, u32)> {
         let wires = self.wires.iter().map(|(name, index)| (name.as_str(), *index));
-        wires.filter(|(name, _)| !self.unserved.contains(*name))
+        wires.filter(|(name, _)| !self.unserved.contains_key(*name))
+    }
+
+    /// What an operator should know of the wires.
+    pub(super) fn notes_of_wires(&self) -> impl Iterator<Item = String> {
+        self.unserved.iter().map(|(name, reason)| {
+            format!("Services don't serve clients that come by {name}, and pods get no answers by it: {reason}")
+        })
+    }
+
+    /// Puts the programs in force on wires that have come, and takes them off those that have gone.
+    fn follow_wires(&mut self, wires: BTreeMap<String, u32>) -> Result<(), DataplaneError> {
+        if wires == self.wires {
+            return Ok(());
+        }
+        tracing::info!(wires = ?wires.keys(), "the node's other wires have changed");
+        let before = std::mem::replace(&mut self.wires, wires);
+        self.attach_wires();
+        for name in before.keys().filter(|name| **name != self.underlay && !self.wires.contains_key(*name)) {
+            for hook in [Hook::ToWire, Hook::FromWire] {
+                self.dir.remove_link(&self.link_name(hook, name))?;
+            }
+        }
+        Ok(())
     }
 
     /// Copies flows into a table that is being built in place of one of another size. What doesn't fit is forgotten and begins anew.
@@ -429,6 +448,9 @@ impl Dataplane {
     /// Mends what can be mended in place of the node's devices and settings, and says whether the rest is as it was set up.
     pub(super) fn check(&mut self, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Found, DataplaneError> {
         let survey = Survey::make(self.kernel.netlink(), options, own, record)?;
+        if survey.underlay.name == self.underlay {
+            self.follow_wires(survey.wires)?;
+        }
         let mut hooks =
             vec![(Hook::FromHost, TUNNEL, self.config.tunnel_ifindex), (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX)];
         let underlay = (self.underlay.as_str(), self.config.underlay_ifindex);
@@ -442,7 +464,6 @@ impl Dataplane {
             && NodeConfig { xdp_forwards: self.config.xdp_forwards, ..survey.config } == self.config
             && survey.addresses == self.addresses
             && survey.pods_bridge == self.pods_bridge
-            && survey.wires == self.wires
             && self.are_attached(&hooks)?
             && self.connect.stands(&self.dir)?;
         Ok(if is_same { Found::AsItWas } else { Found::Changed })

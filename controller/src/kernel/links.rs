@@ -1,7 +1,7 @@
 //! Network devices: finding the underlay, keeping `shunt0`, setting up the host side of a pod, listing what is ours.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, UdpSocket},
 };
@@ -13,7 +13,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
-        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     },
 };
 use shunt_common::net::Mac;
@@ -125,11 +125,13 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             kind: Kind::Other,
         };
+        let is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-                LinkAttribute::Address(bytes) => {
+                // The loopback device has six bytes too.
+                LinkAttribute::Address(bytes) if is_ethernet => {
                     link.mac = bytes.as_slice().try_into().ok().map(|bytes| Mac { bytes });
                 }
                 LinkAttribute::LinkInfo(infos) => link.kind = Kind::of(infos),
@@ -262,20 +264,25 @@ pub fn other_wires(
     underlay: &Link,
     pod_range: Option<Ipv4Net>,
 ) -> Result<BTreeMap<String, u32>, LinksError> {
-    let held = addresses(netlink)?;
-    Ok(list(netlink)?
-        .into_iter()
-        .filter(|link| link.index != underlay.index && is_wire(link, &held, pod_range))
-        .map(|link| (link.name, link.index))
-        .collect())
+    // Only devices with an address: a node has hundreds of pods.
+    let holders: BTreeSet<u32> =
+        addresses(netlink)?.iter().filter(|held| leads_on(held.address, pod_range)).map(|held| held.index).collect();
+    let mut wires = BTreeMap::new();
+    for index in holders.into_iter().filter(|index| *index != underlay.index) {
+        if let Some(link) = by_index(netlink, index)?.filter(can_be_wire) {
+            wires.insert(link.name, link.index);
+        }
+    }
+    Ok(wires)
 }
 
-fn is_wire(link: &Link, held: &[HostAddress], pod_range: Option<Ipv4Net>) -> bool {
-    let leads_on = |address: Ipv4Addr| {
-        !address.is_loopback() && !address.is_link_local() && pod_range.is_none_or(|range| !range.contains(&address))
-    };
-    let is_apt = link.up && link.mac.is_some() && !is_ours(link) && !matches!(link.kind, Kind::Vxlan { .. });
-    is_apt && held.iter().any(|held| held.index == link.index && leads_on(held.address))
+/// Whether an address is of use beyond its link, and not a pod bridge's.
+fn leads_on(address: Ipv4Addr, pod_range: Option<Ipv4Net>) -> bool {
+    !address.is_loopback() && !address.is_link_local() && pod_range.is_none_or(|range| !range.contains(&address))
+}
+
+fn can_be_wire(link: &Link) -> bool {
+    link.up && link.mac.is_some() && !is_ours(link) && !matches!(link.kind, Kind::Vxlan { .. })
 }
 
 /// What `shunt0` has to be.
@@ -410,26 +417,29 @@ mod tests {
     fn a_wire_is_an_ethernet_device_that_is_up_with_an_address_of_use_elsewhere() {
         let mac = Some(Mac { bytes: [2, 0, 0, 0, 0, 1] });
         let link = Link { index: 3, name: "eth1".to_owned(), mtu: 1500, mac, up: true, kind: Kind::Other };
+        assert!(can_be_wire(&link));
+        assert!(can_be_wire(&Link { kind: Kind::Bridge, ..link.clone() }), "a bridge of containers");
+        assert!(!can_be_wire(&Link { up: false, ..link.clone() }));
+        assert!(!can_be_wire(&Link { mac: None, ..link.clone() }), "no Ethernet");
+        assert!(!can_be_wire(&Link { name: TUNNEL.to_owned(), ..link.clone() }));
+        assert!(!can_be_wire(&Link { kind: Kind::Vxlan { vni: 1, port: 8472, external: false }, ..link.clone() }));
         let range = Some("10.244.1.0/24".parse().unwrap());
-        let with = |link: &Link, address: [u8; 4]| {
-            is_wire(link, &[HostAddress { index: 3, address: address.into(), prefix_len: 24 }], range)
-        };
-        let address = [198, 51, 100, 1];
-        assert!(with(&link, address));
-        assert!(with(&Link { kind: Kind::Bridge, ..link.clone() }, address), "a bridge of containers");
-        assert!(
-            !is_wire(&link, &[HostAddress { index: 4, address: address.into(), prefix_len: 24 }], range),
-            "another's address"
-        );
-        assert!(!with(&Link { up: false, ..link.clone() }, address));
-        assert!(!with(&Link { mac: None, ..link.clone() }, address), "no Ethernet");
-        assert!(!with(&Link { name: TUNNEL.to_owned(), ..link.clone() }, address));
-        assert!(!with(&Link { kind: Kind::Vxlan { vni: 1, port: 8472, external: false }, ..link.clone() }, address));
+        assert!(leads_on([198, 51, 100, 1].into(), range) && leads_on([10, 244, 2, 1].into(), range));
         for (address, whose) in
             [([10, 244, 1, 1], "a pod bridge's"), ([169, 254, 20, 10], "the link's"), ([127, 0, 0, 2], "loopback")]
         {
-            assert!(!with(&link, address), "{whose}");
+            assert!(!leads_on(address.into(), range), "{whose}");
         }
+    }
+
+    #[test]
+    fn only_ethernet_devices_have_a_mac() {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Address(vec![0; 6]));
+        message.header.link_layer_type = LinkLayerType::Loopback;
+        assert_eq!(Link::of(&message).mac, None);
+        message.header.link_layer_type = LinkLayerType::Ether;
+        assert_eq!(Link::of(&message).mac, Some(Mac::ZERO));
     }
 
     #[test]

@@ -134,10 +134,10 @@ impl PinDir {
         self.root.join(format!("{}_v{}", spec.name, spec.version))
     }
 
-    /// The pin of a link, by program and interface; names on a BPF filesystem take no dots.
+    /// The pin of a link, by program and interface; names on a BPF filesystem take no dots, and those of interfaces no colons.
     #[must_use]
     pub fn link(&self, program: &str, interface: &str) -> PathBuf {
-        self.links().join(format!("{program}_{}", interface.replace('.', "_")))
+        self.links().join(format!("{program}_{}", interface.replace('.', ":")))
     }
 
     /// Creates the directories.
@@ -372,6 +372,6 @@ mod tests {
     #[test]
     fn a_link_is_named_by_hook_and_interface_without_dots() {
         let pins = PinDir::new("/sys/fs/bpf/shunt");
-        assert_eq!(pins.link("from_wire", "eth0.100"), Path::new("/sys/fs/bpf/shunt/links/from_wire_eth0_100"));
+        assert_eq!(pins.link("from_wire", "eth0.100"), Path::new("/sys/fs/bpf/shunt/links/from_wire_eth0:100"));
     }
 }

@@ -98,6 +98,13 @@ impl Skb {
         self.raw
     }
 
+    /// Whether a VLAN's tag is kept beside the packet. One that says a priority alone is of no VLAN (IEEE 802.1Q).
+    #[inline(always)]
+    pub(crate) fn is_tagged(self) -> bool {
+        const VLAN_ID: u32 = 0xfff;
+        field!(self, vlan_present) != 0 && field!(self, vlan_tci) & VLAN_ID != 0
+    }
+
     /// The interface whose hook this is.
     #[inline(always)]
     pub(crate) fn ifindex(self) -> u32 {

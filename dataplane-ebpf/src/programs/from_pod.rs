@@ -3,12 +3,16 @@
 use core::ops::ControlFlow;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use shunt_common::{event::program, net::V4, verdict::Verdict};
+use shunt_common::{
+    event::program,
+    net::V4,
+    verdict::{DropReason, Verdict},
+};
 
 use super::{act, ethertype, skb, unsupported};
 use crate::{
     packet::frame::Frame,
-    stages::{Hook, Stage, forward},
+    stages::{Hook, Stage, dropped, forward},
 };
 
 const HOOK: Hook = Hook { program: program::FROM_POD, egress: false, tunnelled: false };
@@ -23,5 +27,8 @@ fn from_pod(ctx: TcContext) -> i32 {
         Some(ethertype::ARP) => ControlFlow::Continue(Verdict::Pass),
         other => ControlFlow::Continue(Verdict::Drop(unsupported(other))),
     };
+    // It would keep the tag wherever it goes, on a trunk into a network of the pod's choice. Asked last: any question before the walk has the
+    // compiler leave a register of `Next` unset that the verifier sees read.
+    let stage = if skb.is_tagged() { dropped(DropReason::ProtocolUnsupported) } else { stage };
     act(skb, HOOK, stage)
 }

@@ -58,7 +58,8 @@ struct Popped {
 /// Pops the tunnel's headers. What has none is not for it, or goes the short way, ends here.
 #[inline(always)]
 fn pop(skb: Skb) -> Stage<Popped> {
-    if skb.read::<u16>(12) != Some(ethertype::IPV4) {
+    // What a VLAN's tag was on is its own interface's.
+    if skb.is_tagged() || skb.read::<u16>(12) != Some(ethertype::IPV4) {
         return ControlFlow::Break(Verdict::Pass);
     }
     let Some(ip) = skb.read::<Ipv4Header>(ETH_LEN) else { return ControlFlow::Break(Verdict::Pass) };

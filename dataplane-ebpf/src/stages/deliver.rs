@@ -137,13 +137,14 @@ fn enter_at_tunnel_device(skb: Skb) -> Verdict {
     }
 }
 
-/// The address that a flow to the outside leaves with: by the underlay the node's own, by another interface the one that the kernel would give
-/// the node's own packets there (since Linux 6.7; before, the node's own too).
+/// The address that a flow to the outside leaves with: by the underlay the node's own, by another interface the one that the kernel would give a
+/// socket of the node's that is bound to none (BPF_FIB_LOOKUP_SRC, Linux 6.7; where the kernel can't say, the node's own too).
 #[inline(always)]
-pub(crate) fn look_for_source(skb: Skb, dst: Ip4) -> Ip4 {
+pub(crate) fn look_for_source(skb: Skb, dst: Ip4, proto: u8) -> Ip4 {
     // SAFETY: plain integers and unions of them; all zero is a value.
     let mut params: FibLookup = unsafe { core::mem::zeroed() };
-    V4::ask_route(&mut params, node!(node_ip), dst);
+    V4::ask_route(&mut params, Ip4::UNSPECIFIED, dst);
+    params.l4_protocol = proto;
     params.ifindex = node!(tunnel_ifindex);
     let found = ask(skb, &mut params, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC);
     if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) || params.ifindex == node!(underlay_ifindex) {

@@ -199,15 +199,16 @@ fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
     }
 }
 
-/// Who asks a Service. On the way out of `shunt0` that is the host, but for packets that took the slow path: they came in by another interface.
+/// Who asks a Service. On the way out of `shunt0` that is the host, but for packets that took the slow path.
 #[inline(always)]
 fn client<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Client {
     if !hook.egress || route::owner::<F>(flow.tuple.src) == Some(address::POD) {
         Client::Pod
-    } else if skb.entered_by() == 0 || skb.entered_by() == node!(tunnel_ifindex) {
-        Client::Host
-    } else {
+    } else if skb.entered_by() == node!(underlay_ifindex) {
         Client::Outside
+    } else {
+        // Also of who came by another interface: its answers may leave by one where no program would meet them, and this address leads them back here.
+        Client::Host
     }
 }
 

@@ -141,7 +141,7 @@ pub(crate) fn open_outwards<F: Ip>(skb: Skb, opening: &mut Opening<F>) -> Result
 /// stack for both.
 #[inline(always)]
 pub(crate) fn try_choose_source(skb: Skb, opening: &mut Opening<V4>) -> u32 {
-    opening.to.src = deliver::look_for_source(skb, opening.to.dst);
+    opening.to.src = deliver::look_for_source(skb, opening.to.dst, opening.to.proto);
     0
 }
 

@@ -27,7 +27,7 @@ use shunt_lab::{
 use crate::{NODE_PORT, Ready, lab, lead_to};
 
 /// Who receives listens that long for a datagram.
-const MOMENT: Duration = Duration::from_millis(20);
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// One direction of a UDP flow.
 struct Way<'a> {

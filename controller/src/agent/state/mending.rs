@@ -29,9 +29,9 @@ impl State {
             Ok(_) => {}
             Err(PodError::NoInterface(_) | PodError::NoVeth(_)) => {
                 tracing::info!(pod = %key, address = %pod.address, "the pod's interface is gone");
-                up.pods.remove(key);
                 pods::remove(Some(&mut up.dataplane), &self.dir, &pod.host_interface, Some(&pod))
                     .map_err(|error| failed(&error))?;
+                up.pods.remove(key);
                 // If that fails, it is in the health and will be tried again.
                 let _ = self.follow_host_ports(None);
             }

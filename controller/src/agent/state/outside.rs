@@ -43,6 +43,7 @@ impl State {
     pub(in crate::agent) fn status(&self) -> Status {
         let (services, backends) = self.up.as_ref().map(|up| up.sync.counts()).unwrap_or_default();
         let mut notes: Vec<String> = self.up.iter().flat_map(|up| up.dataplane.notes.iter().cloned()).collect();
+        notes.extend(self.up.iter().flat_map(|up| up.dataplane.notes_of_wires()));
         notes.extend(self.takeover.notes());
         notes.extend(self.remarks.notices.iter().map(ToString::to_string));
         notes.extend(self.installation.iter().cloned());

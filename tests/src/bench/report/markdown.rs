@@ -20,7 +20,7 @@ const LIMITS: &str = "\
   between them smaller in relation. XDP in a NIC's driver runs before a packet's buffer is a kernel's; on veth it runs after.
 - Both ends of a path, and all between, share one CPU: a rate is what the whole path costs, not what one machine of a pair could carry.
   TCP streams are sent and received by batch processes (SCHED_BATCH): others preempt each other by chance, at one of two speeds.
-  None is paced, so that it is the path that limits them: a full queue of the wire drops, and some 3 segments of 1,000 are sent again.
+  None is paced, so that it is the path that limits them: a full queue of the wire drops, and what is lost there is sent again.
   CPU figures are of the whole machine, from the kernel's accounting (`/proc/stat`, ticks of 10 ms).
 - Segments are cut to the MTU before the wire, as a wire has them; checksums there are left to a NIC that does them for nothing.
 - Ratios are of medians over rounds in which contenders took turns; min and max are of single rounds. Absolute figures belong to this
