@@ -22,6 +22,7 @@ mod pulse;
 mod state;
 mod sync;
 mod takeover;
+mod wires;
 mod xdp;
 
 use std::{

@@ -14,7 +14,7 @@ use shunt_common::{
     vxlan,
 };
 
-use super::{connect::Connect, xdp::Xdp};
+use super::{connect::Connect, wires::Wires, xdp::Xdp};
 use crate::{
     attachment::HOST_MAC,
     config::{AgentOptions, PortRange},
@@ -209,10 +209,8 @@ pub(super) struct Dataplane {
     pub(super) config: NodeConfig,
     /// The interface towards other nodes.
     pub(super) underlay: String,
-    /// Index by name of the other interfaces by which clients of Services and answers to pods may come.
-    wires: BTreeMap<String, u32>,
-    /// Those of them that refuse the programs, and why.
-    unserved: BTreeMap<String, String>,
+    /// The other interfaces by which clients of Services and answers to pods may come.
+    pub(super) wires: Wires,
     /// Addresses of this node's interfaces.
     pub(super) addresses: BTreeSet<Ip4>,
     /// The bridge that gives pods' datagrams room for the tunnel's headers, where the kernel has one.
@@ -254,8 +252,7 @@ impl Dataplane {
             kernel,
             config: survey.config,
             underlay: survey.underlay.name,
-            wires: survey.wires,
-            unserved: BTreeMap::new(),
+            wires: Wires::new(survey.wires),
             addresses: survey.addresses,
             pods_bridge: survey.pods_bridge,
             notes,
@@ -322,17 +319,17 @@ impl Dataplane {
         ];
         for (hook, (name, index)) in hooks {
             self.programs.attach(hook, name, *index)?;
-            wanted.insert(self.link_name(hook, name));
+            wanted.insert(PinDir::link_name(hook.program(), name));
         }
-        wanted.extend(self.attach_wires());
+        wanted.extend(self.wires.attach(&mut self.programs));
         for (name, index) in pods {
             self.attach_pod(name, *index)?;
-            wanted.extend([Hook::FromPod, Hook::ToPod].map(|hook| self.link_name(hook, name)));
+            wanted.extend([Hook::FromPod, Hook::ToPod].map(|hook| PinDir::link_name(hook.program(), name)));
         }
         if self.xdp.is_wanted() {
             match self.attach_xdp(&underlay.0, underlay.1) {
                 Ok(()) => {
-                    wanted.insert(self.link_name(Hook::FromWireXdp, &underlay.0));
+                    wanted.insert(PinDir::link_name(Hook::FromWireXdp.program(), &underlay.0));
                 }
                 Err(error) => {
                     let reason = with_causes(&error);
@@ -347,7 +344,7 @@ impl Dataplane {
     /// Attaches the program at XDP, in the driver. Older versions took the kernel's substitute for a driver's XDP, too, in which a link stays for
     /// good, and beside which the driver takes none: such a link of ours goes. Without it TC does all the work.
     fn attach_xdp(&mut self, interface: &str, ifindex: u32) -> Result<(), DataplaneError> {
-        let name = self.link_name(Hook::FromWireXdp, interface);
+        let name = PinDir::link_name(Hook::FromWireXdp.program(), interface);
         let is_ours = self.dir.link_target(&name)? == Some(Target::Interface(ifindex));
         if is_ours && netdev::runs_generic_xdp(self.kernel.netlink(), ifindex)? {
             tracing::info!(interface, "an older version's program leaves the kernel's substitute for the driver's XDP");
@@ -357,57 +354,9 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Puts the programs in force on the other wires, and names the links. The node does without one that refuses them.
-    fn attach_wires(&mut self) -> Vec<String> {
-        let mut links = Vec::new();
-        self.unserved.clear();
-        for (name, index) in self.wires.clone() {
-            let attached = [Hook::ToWire, Hook::FromWire]
-                .into_iter()
-                .try_for_each(|hook| self.programs.attach(hook, &name, index).map(drop));
-            match attached {
-                Ok(()) => links.extend([Hook::ToWire, Hook::FromWire].map(|hook| self.link_name(hook, &name))),
-                Err(error) => {
-                    tracing::warn!("{name} refuses programs: {}", with_causes(&error));
-                    self.unserved.insert(name, with_causes(&error));
-                }
-            }
-        }
-        links
-    }
-
     /// Whether this is the underlay's or another wire's name.
     pub(super) fn is_wire(&self, name: &str) -> bool {
-        name == self.underlay || self.wires.contains_key(name)
-    }
-
-    /// The other wires by which clients and answers are taken in.
-    pub(super) fn served_wires(&self) -> impl Iterator<Item = (&str, u32)> {
-        let wires = self.wires.iter().map(|(name, index)| (name.as_str(), *index));
-        wires.filter(|(name, _)| !self.unserved.contains_key(*name))
-    }
-
-    /// What an operator should know of the wires.
-    pub(super) fn notes_of_wires(&self) -> impl Iterator<Item = String> {
-        self.unserved.iter().map(|(name, reason)| {
-            format!("Services don't serve clients that come by {name}, and pods get no answers by it: {reason}")
-        })
-    }
-
-    /// Puts the programs in force on wires that have come, and takes them off those that have gone.
-    fn follow_wires(&mut self, wires: BTreeMap<String, u32>) -> Result<(), DataplaneError> {
-        if wires == self.wires {
-            return Ok(());
-        }
-        tracing::info!(wires = ?wires.keys(), "the node's other wires have changed");
-        let before = std::mem::replace(&mut self.wires, wires);
-        self.attach_wires();
-        for name in before.keys().filter(|name| **name != self.underlay && !self.wires.contains_key(*name)) {
-            for hook in [Hook::ToWire, Hook::FromWire] {
-                self.dir.remove_link(&self.link_name(hook, name))?;
-            }
-        }
-        Ok(())
+        name == self.underlay || self.wires.has(name)
     }
 
     /// Copies flows into a table that is being built in place of one of another size. What doesn't fit is forgotten and begins anew.
@@ -438,7 +387,7 @@ impl Dataplane {
 
     fn are_attached(&self, hooks: &[(Hook, &str, u32)]) -> Result<bool, DataplaneError> {
         for (hook, interface, ifindex) in hooks {
-            if self.dir.link_target(&self.link_name(*hook, interface))? != Some(Target::Interface(*ifindex)) {
+            if self.dir.link_target(&PinDir::link_name(hook.program(), interface))? != Some(Target::Interface(*ifindex)) {
                 return Ok(false);
             }
         }
@@ -449,12 +398,12 @@ impl Dataplane {
     pub(super) fn check(&mut self, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Found, DataplaneError> {
         let survey = Survey::make(self.kernel.netlink(), options, own, record)?;
         if survey.underlay.name == self.underlay {
-            self.follow_wires(survey.wires)?;
+            self.wires.follow(survey.wires, &mut self.programs, &self.dir)?;
         }
         let mut hooks =
             vec![(Hook::FromHost, TUNNEL, self.config.tunnel_ifindex), (Hook::FromLoopback, LOOPBACK, LOOPBACK_IFINDEX)];
         let underlay = (self.underlay.as_str(), self.config.underlay_ifindex);
-        for (name, index) in self.served_wires().chain([underlay]) {
+        for (name, index) in self.wires.served().chain([underlay]) {
             hooks.extend([(Hook::ToWire, name, index), (Hook::FromWire, name, index)]);
         }
         if self.xdp.is_wanted() {
@@ -474,19 +423,12 @@ impl Dataplane {
         let ip = Ipv4Addr::from(self.config.node_ip);
         Ipv4Net::with_netmask(ip, self.config.underlay_mask.into()).map_or_else(|_| ip.into(), |net| net.trunc())
     }
-
-    fn link_name(&self, hook: Hook, interface: &str) -> String {
-        let path = self.dir.link(hook.program(), interface);
-        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    }
 }
 
 /// Removes the pinned links of a pod's host side, whether or not a dataplane is up.
 pub(super) fn forget_pod(dir: &PinDir, interface: &str) -> Result<(), PinError> {
     for hook in [Hook::FromPod, Hook::ToPod] {
-        if let Some(name) = dir.link(hook.program(), interface).file_name().and_then(|name| name.to_str()) {
-            dir.remove_link(name)?;
-        }
+        dir.remove_link(&PinDir::link_name(hook.program(), interface))?;
     }
     Ok(())
 }

@@ -134,10 +134,16 @@ impl PinDir {
         self.root.join(format!("{}_v{}", spec.name, spec.version))
     }
 
-    /// The pin of a link, by program and interface; names on a BPF filesystem take no dots, and those of interfaces no colons.
+    /// The pin of a link, by program and interface.
     #[must_use]
     pub fn link(&self, program: &str, interface: &str) -> PathBuf {
-        self.links().join(format!("{program}_{}", interface.replace('.', ":")))
+        self.links().join(Self::link_name(program, interface))
+    }
+
+    /// The name of a link's pin: names on a BPF filesystem take no dots, and those of interfaces no colons.
+    #[must_use]
+    pub fn link_name(program: &str, interface: &str) -> String {
+        format!("{program}_{}", interface.replace('.', ":"))
     }
 
     /// Creates the directories.

@@ -43,7 +43,7 @@ impl State {
     pub(in crate::agent) fn status(&self) -> Status {
         let (services, backends) = self.up.as_ref().map(|up| up.sync.counts()).unwrap_or_default();
         let mut notes: Vec<String> = self.up.iter().flat_map(|up| up.dataplane.notes.iter().cloned()).collect();
-        notes.extend(self.up.iter().flat_map(|up| up.dataplane.notes_of_wires()));
+        notes.extend(self.up.iter().flat_map(|up| up.dataplane.wires.notes()));
         notes.extend(self.takeover.notes());
         notes.extend(self.remarks.notices.iter().map(ToString::to_string));
         notes.extend(self.installation.iter().cloned());
@@ -55,7 +55,7 @@ impl State {
             node_ip: self.own.map(|own| own.ip),
             pod_cidr: self.own.and_then(|own| own.pod_cidr),
             underlay: self.underlay().map(str::to_owned),
-            wires: self.up.iter().flat_map(|up| up.dataplane.served_wires().map(|(name, _)| name.to_owned())).collect(),
+            wires: self.up.iter().flat_map(|up| up.dataplane.wires.served().map(|(name, _)| name.to_owned())).collect(),
             mtu: self.up.as_ref().map(|up| up.dataplane.config.mtu),
             pin_dir: self.options.pin_dir.clone(),
             state_dir: self.options.state_dir.clone(),
