@@ -74,9 +74,7 @@ impl FlannelNode {
         // kubeadm's preflight checks want it; answers between pods of one bridge are translated back by it.
         netns.sysctl("bridge/bridge-nf-call-iptables", "1")?;
         flannel_rules::write(netns, &format!("{base}/{len}"))?;
-        let link = netns.ip("-o link show dev flannel.1")?;
-        let vtep_mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-        let vtep_mac = vtep_mac.context("flannel.1 has no MAC")?.to_owned();
+        let vtep_mac = netns.mac("flannel.1")?.to_string();
         lab.cluster.put_node(name, node.address(), (base, len), Some(&vtep_mac))?;
         let cni_dir = node.cni_state_dir();
         for dir in [cni_dir.join("networks").join(NETWORK), cni_dir.join("results")] {
@@ -135,8 +133,7 @@ impl FlannelNode {
         netns.ip(&format!("route add 10.244.0.0/16 via {gateway}"))?;
         let allocation = self.cni_dir.join("networks").join(NETWORK).join(address.to_string());
         fs::write(&allocation, format!("{container}\r\neth0"))?;
-        let link = netns.ip("-o link show dev eth0")?;
-        let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("eth0 has no MAC")?;
+        let mac = netns.mac("eth0")?.to_string();
         let result = json!({
             "kind": "cniCacheV1", "containerId": container, "ifName": "eth0", "networkName": NETWORK,
             "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", name]],

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
+use shunt_common::net::Mac;
 
 use crate::command;
 
@@ -146,6 +147,16 @@ impl Netns {
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{key}");
         self.inside(|| fs::write(&path, value)).with_context(|| format!("cannot write {path} in {}", self.name))
+    }
+
+    /// The Ethernet address of an interface.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is no Ethernet.
+    pub fn mac(&self, interface: &str) -> Result<Mac> {
+        let link = self.ip(&format!("-o link show dev {interface}"))?;
+        let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+        mac.and_then(|mac| mac.parse().ok()).with_context(|| format!("{interface} in {} has no MAC", self.name))
     }
 
     /// The index of an interface.

@@ -78,9 +78,7 @@ impl PlainNode {
             // backend/vxlan/vxlan.go: the device has the range's first address as a /32.
             netns.ip(&format!("addr add {base}/32 dev {TUNNEL}"))?;
             netns.ip(&format!("link set {TUNNEL} up"))?;
-            let link = netns.ip(&format!("-o link show dev {TUNNEL}"))?;
-            let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-            Ok(mac.with_context(|| format!("{TUNNEL} has no MAC"))?.to_owned())
+            Ok(netns.mac(TUNNEL)?.to_string())
         });
         let vtep_mac = vtep_mac.transpose()?;
         netns.ip("link add cni0 type bridge")?;

@@ -90,8 +90,7 @@ fn ask(lab: &Lab) -> Result<(String, Ipv4Addr)> {
 
 /// The answers that a node puts on the wire, as the switch sees them come from its MAC.
 fn answers_of(lab: &Lab, node: &str) -> Result<Capture> {
-    let link = lab.node(node).netns.ip(&format!("-o link show {UPLINK}"))?;
-    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("a MAC")?;
+    let mac = lab.node(node).netns.mac(UPLINK)?;
     let filter = format!("ether src {mac} and src host {} and dst host {OUTSIDE}", lab.node("n1").address());
     Capture::start(lab.fabric(), &format!("to-{node}"), &filter, lab.dir())
 }

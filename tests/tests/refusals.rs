@@ -109,11 +109,8 @@ fn tunnel_packets_from_a_stranger_or_of_another_network_are_dropped() -> Result<
 }
 
 fn frame(pod: &Pod, ether_type: u16, payload: &[u8]) -> Result<Vec<u8>> {
-    let link = pod.netns.ip("-o link show eth0")?;
-    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("eth0 has no MAC")?;
-    let mac: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
     let mut frame = vec![0xee; 6];
-    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&pod.netns.mac("eth0")?.bytes);
     frame.extend_from_slice(&ether_type.to_be_bytes());
     frame.extend_from_slice(payload);
     Ok(frame)

@@ -46,8 +46,7 @@ impl Way<'_> {
 
 /// Gives a host of the underlay another MAC. What is still sent to the old one is taken to another port of the switch, where it is nobody's.
 fn change_mac_silently(lab: &Lab, host: &Netns, mac: &str, other_port: &str) -> Result<()> {
-    let link = host.ip(&format!("-br link show {UPLINK}"))?;
-    let old = link.split_whitespace().nth(2).with_context(|| format!("no MAC in {link}"))?;
+    let old = host.mac(UPLINK)?;
     lab.fabric().run("bridge", &format!("fdb replace {old} dev {other_port} master static"))?;
     host.ip(&format!("link set {UPLINK} address {mac}")).map(drop)
 }
