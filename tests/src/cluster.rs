@@ -188,6 +188,27 @@ impl Cluster {
         self.put(&file, &documents)
     }
 
+    /// Writes on a Node that is there what its agent does where there is an API server; without `direct_return` what flanneld does, whose nodes
+    /// answer no other node's clients.
+    ///
+    /// # Errors
+    /// It is not there, or the file could not be written.
+    pub fn annotate_node(&self, name: &str, vtep_mac: &str, direct_return: bool) -> Result<()> {
+        let file = format!("node-{name}.yaml");
+        let mut documents = self.documents(Path::new(&file))?;
+        let mut data = json!({ "VNI": crate::topology::VNI, "VtepMAC": vtep_mac });
+        if direct_return {
+            data["DirectReturn"] = json!(true);
+        }
+        for node in &mut documents {
+            node["metadata"]["annotations"] = json!({
+                "flannel.alpha.coreos.com/backend-type": "vxlan",
+                "flannel.alpha.coreos.com/backend-data": data.to_string(),
+            });
+        }
+        self.put(&file, &documents)
+    }
+
     /// Where the files are.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -11,16 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
 use shunt_common::{net::proto, verdict::Counter};
 use shunt_lab::{
     capture::Capture,
     cluster::Endpoint,
     lab::{Lab, eventually},
-    node::Node,
     pod::Pod,
     service::{PORTS, SOON, refused, serve_pod, tcp_answer, udp_answer},
-    topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE, VNI, VXLAN_PORT},
+    topology::{OUTSIDE, PAIR, ROUTER_OUTSIDE, VXLAN_PORT},
     traffic::{
         echo::{TcpClient, UdpClient},
         packet::{fragments, send_ipv4, udp},
@@ -35,31 +33,11 @@ fn lab(decap: &str) -> Result<Lab> {
     let mut lab = Lab::wired(&PAIR)?;
     for node in &lab.nodes {
         fs::write(node.config_file(), format!("nodePort: dsr\ntunnelDecap: {decap}\n"))?;
-        put_node(&lab, node, true)?;
+        lab.cluster.annotate_node(&node.name, &node.vtep_mac(), true)?;
     }
     lab.start_agents()?;
     lab.cluster.put_node_port("web", Ipv4Addr::new(10, 96, 0, 10), &PORTS, NODE_PORT)?;
     Ok(lab)
-}
-
-/// The Node as its agent writes it where there is an API server, or as flannel does.
-fn put_node(lab: &Lab, node: &Node, direct_return: bool) -> Result<()> {
-    let (base, len) = node.pod_range();
-    let range = format!("{base}/{len}");
-    let mut data = json!({ "VNI": VNI, "VtepMAC": node.vtep_mac() });
-    if direct_return {
-        data["DirectReturn"] = json!(true);
-    }
-    let object = json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": node.name, "annotations": {
-            "flannel.alpha.coreos.com/backend-type": "vxlan",
-            "flannel.alpha.coreos.com/backend-data": data.to_string(),
-        } },
-        "spec": { "podCIDR": range, "podCIDRs": [range] },
-        "status": { "addresses": [{ "type": "InternalIP", "address": node.address() }] },
-    });
-    lab.cluster.put(&format!("node-{}.yaml", node.name), &[object])
 }
 
 /// Gives the Service one backend; in force at n1 when this returns.
@@ -149,7 +127,8 @@ fn a_backend_here_and_one_whose_node_cannot_are_served_too() -> Result<()> {
     lead_to(&lab, &c)?;
     ensure!(ask(&lab)? == ("c".to_owned(), OUTSIDE));
     // As the Node is once flanneld has started there again.
-    put_node(&lab, lab.node("n2"), false)?;
+    let n2 = lab.node("n2");
+    lab.cluster.annotate_node(&n2.name, &n2.vtep_mac(), false)?;
     let past = answers_of(&lab, "n1")?;
     eventually(SOON, || {
         let found = ask(&lab)?;
@@ -157,7 +136,7 @@ fn a_backend_here_and_one_whose_node_cannot_are_served_too() -> Result<()> {
         Ok(())
     })?;
     ensure!(past.finish()?.frames > 0, "no answers by way of n1, where there must be some");
-    put_node(&lab, lab.node("n2"), true)?;
+    lab.cluster.annotate_node(&n2.name, &n2.vtep_mac(), true)?;
     eventually(SOON, || {
         let found = ask(&lab)?;
         ensure!(found == ("c".to_owned(), OUTSIDE), "{found:?}");

@@ -20,7 +20,7 @@ use shunt_lab::{
     lab::{Lab, eventually},
     netns::Netns,
     service::{SOON, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
-    topology::PAIR,
+    topology::{OUTSIDE, PAIR},
     traffic::{
         echo::{TcpClient, ask_tcp, ask_udp},
         packet::{send_frame, udp},
@@ -142,6 +142,33 @@ fn clients_that_come_by_another_interface_are_served_by_whatever_backend() -> Re
         }
     }
     Ok(())
+}
+
+/// The address that n2 would answer as is one that a network of its own need not take back, nor does n2 know a way there.
+#[test]
+fn backends_elsewhere_answer_by_themselves_only_clients_of_the_underlay() -> Result<()> {
+    let mut lab = Lab::wired(&PAIR)?;
+    for node in &lab.nodes {
+        fs::write(node.config_file(), "nodePort: dsr\n")?;
+        lab.cluster.annotate_node(&node.name, &node.vtep_mac(), true)?;
+    }
+    lab.start_agents()?;
+    let c = lab.pod("n2", "c")?;
+    let _server = serve_pod(&c)?;
+    let n1 = lab.node("n1");
+    let storage = plugged(&lab)?;
+    storage.ip(&format!("route add {} via {FIRST}", n1.address()))?;
+    lab.cluster.put_node_port("web", VIP, &PORTS, NODE_PORT)?;
+    lead_to(&lab, c.address, "n2", 1)?;
+    let asked = at(n1.address(), NODE_PORT);
+    let sees = |client: &Netns, whom: Ipv4Addr| {
+        for answer in [tcp_answer(client, asked)?, udp_answer(client, asked)?] {
+            ensure!((answer.server.as_str(), *answer.peer.ip()) == ("c", whom), "{} answers {}", answer.server, answer.peer);
+        }
+        ask_tcp(client, asked, &vec![7; 2 << 20]).map(drop)
+    };
+    sees(&storage, n1.address())?;
+    sees(lab.outside(), OUTSIDE)
 }
 
 #[test]

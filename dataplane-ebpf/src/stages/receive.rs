@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     count::count,
+    maps::node,
     packet::{
         frame::ETH_LEN,
         parse::{Flow, Icmp, Ip, Part},
@@ -257,7 +258,8 @@ fn settle<F: Ip>(
         return ControlFlow::Continue((flow.tuple, Fate::Nobodys));
     }
     let mut opening = Opening::of(flow.tuple);
-    match service::open(flow, &mut opening, Client::Outside, frontend == Frontend::Virtual) {
+    let client = if skb.ifindex() == node!(underlay_ifindex) { Client::Outside } else { Client::ByOtherWire };
+    match service::open(flow, &mut opening, client, frontend == Frontend::Virtual) {
         Served::To(to) if opening.is_theirs() => ControlFlow::Continue((to, Fate::TranslatedThere)),
         Served::To(to) => ControlFlow::Continue((to, Fate::Translated)),
         // The way back leads through the tunnel: the host's stack refuses, which has nobody at this port.

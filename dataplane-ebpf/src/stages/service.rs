@@ -50,6 +50,15 @@ pub(crate) enum Client {
     /// Anybody else: shows the node's address, so that the answer comes back here, unless the Service wants its own, or a process of this
     /// node serves, whose answers leave from here.
     Outside,
+    /// The same, come by another wire than the underlay: no other node answers it, which may know no way to where it is, or one that takes no
+    /// answers from this node's address.
+    ByOtherWire,
+}
+
+/// Whether a [`Client`], as a number, is not of this node.
+#[inline(always)]
+fn is_outside(client: u32) -> bool {
+    client >= Client::Outside as u32
 }
 
 /// Whether a packet to an address of this node may be for a Service.
@@ -157,13 +166,15 @@ pub(crate) fn choose<F: Ip>(from: &Tuple<F>, client: u32) -> Result<Choice<F>, u
     let Some(service) = (unsafe { F::services().get(frontend) }) else {
         return Err(DropReason::ServicePortUndefined as u32 | REFUSE);
     };
-    let is_outside = client == Client::Outside as u32;
     let who = ServiceClient { service: service.id, addr: from.src };
     if service.flags & flags::SOURCE_RANGES != 0 && !F::lets_in(who) {
         return Err(DropReason::SourceNotAllowed as u32);
     }
-    let (run, silent) =
-        if is_outside { (service.outside, flags::DROP_OUTSIDE_WHEN_EMPTY) } else { (service.cluster, flags::DROP_WHEN_EMPTY) };
+    let (run, silent) = if is_outside(client) {
+        (service.outside, flags::DROP_OUTSIDE_WHEN_EMPTY)
+    } else {
+        (service.cluster, flags::DROP_WHEN_EMPTY)
+    };
     if run.count == 0 {
         return Err(if service.flags & silent != 0 {
             DropReason::NoLocalEndpoints as u32
@@ -193,12 +204,10 @@ fn source<F: Ip>(from: &Tuple<F>, backend: F::Addr, who: u32, service: u32) -> (
     }
     match at {
         // `to_wire` and `from_host` know the answer of a process of this node by the port, if it has one.
-        Next::Host if who == Client::Outside as u32 && matches!(from.proto, proto::TCP | proto::UDP) => {
-            (client, SourcePort::Allocate)
-        }
+        Next::Host if is_outside(who) && matches!(from.proto, proto::TCP | proto::UDP) => (client, SourcePort::Allocate),
         // The answer to any other address would leave by a way that does not lead through us.
         Next::Host => (F::hairpin(), SourcePort::Allocate),
-        Next::Pod { .. } if who == Client::Outside as u32 && service & flags::KEEP_SOURCE != 0 => {
+        Next::Pod { .. } if is_outside(who) && service & flags::KEEP_SOURCE != 0 => {
             // A pod may reach this one by another way too, from the same port: then the answers must not be taken for each other. A node
             // may as well, but all of the ports that it could have instead are what it masquerades others with.
             (client, if route::is_pod_elsewhere::<F>(client) { SourcePort::Allocate } else { SourcePort::Keep })
