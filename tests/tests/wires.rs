@@ -144,6 +144,35 @@ fn clients_that_come_by_another_interface_are_served_by_whatever_backend() -> Re
     Ok(())
 }
 
+#[test]
+fn an_endpoint_behind_another_interface_is_asked_with_the_nodes_address_there() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
+    let n1 = lab.node("n1");
+    let storage = plugged(&lab)?;
+    lab.cluster.put_node_port("web", VIP, &PORTS, NODE_PORT)?;
+    let (virtual_ip, node_port) = (at(VIP, 80), at(n1.address(), NODE_PORT));
+    for server in [STORAGE, BEYOND] {
+        let _servers = serve(&storage, server, "storage")?;
+        lead_to(&lab, server, "", 1)?;
+        let asking = [
+            (&a.netns, virtual_ip),
+            (&a.netns, node_port),
+            (&n1.netns, virtual_ip),
+            (&n1.netns, node_port),
+            (lab.outside(), node_port),
+            (&c.netns, node_port),
+        ];
+        for (client, asked) in asking {
+            for answer in [tcp_answer(client, asked)?, udp_answer(client, asked)?] {
+                ensure!(*answer.peer.ip() == FIRST, "{server} is asked for {} by {}", client.name(), answer.peer);
+            }
+            ask_tcp(client, asked, &vec![7; 2 << 20])?;
+        }
+    }
+    Ok(())
+}
+
 /// The address that n2 would answer as is one that a network of its own need not take back, nor does n2 know a way there.
 #[test]
 fn backends_elsewhere_answer_by_themselves_only_clients_of_the_underlay() -> Result<()> {

@@ -195,7 +195,7 @@ fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
         Known::Ours(entry) => Served::To(entry.translated(flow.tuple.proto)),
         Known::Stacks => Served::Stacks,
         Known::Nothing if hook.program != program::FROM_HOST && stack::may_have(flow) => Served::Stacks,
-        Known::Nothing => service::open(flow, &mut Opening::of(flow.tuple), client(skb, hook, flow), is_virtual),
+        Known::Nothing => service::open(skb, flow, &mut Opening::of(flow.tuple), client(skb, hook, flow), is_virtual),
     }
 }
 

@@ -259,7 +259,7 @@ fn settle<F: Ip>(
     }
     let mut opening = Opening::of(flow.tuple);
     let client = if skb.ifindex() == node!(underlay_ifindex) { Client::Outside } else { Client::ByOtherWire };
-    match service::open(flow, &mut opening, client, frontend == Frontend::Virtual) {
+    match service::open(skb, flow, &mut opening, client, frontend == Frontend::Virtual) {
         Served::To(to) if opening.is_theirs() => ControlFlow::Continue((to, Fate::TranslatedThere)),
         Served::To(to) => ControlFlow::Continue((to, Fate::Translated)),
         // The way back leads through the tunnel: the host's stack refuses, which has nobody at this port.

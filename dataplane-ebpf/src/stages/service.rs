@@ -22,7 +22,10 @@ use super::{
 use crate::{
     count::count,
     maps::{is_node_port, slot},
-    packet::parse::{Flow, Ip},
+    packet::{
+        parse::{Flow, Ip},
+        skb::Skb,
+    },
 };
 
 /// What a Service makes of a packet that opens a flow.
@@ -107,17 +110,20 @@ pub(crate) fn resume<F: Ip>(flow: &Flow<F>, frontend: bool) -> Known<F> {
 /// lest it take the answers to a socket of the node that has its port. `opening` is [`Opening::of`] the packet, and tells afterwards who
 /// translates.
 #[inline(always)]
-pub(crate) fn open<F: Ip>(flow: &Flow<F>, opening: &mut Opening<F>, client: Client, is_virtual: bool) -> Served<F> {
+pub(crate) fn open<F: Ip>(skb: Skb, flow: &Flow<F>, opening: &mut Opening<F>, client: Client, is_virtual: bool) -> Served<F> {
     if !is_virtual && flow.tuple.proto == proto::TCP && !flow.is_syn() {
         return Served::Not;
     }
-    let chosen = F::choose_backend(opening, client as u32);
-    if chosen != 0 {
-        return match DropReason::from_number(chosen & !REFUSE) {
-            Some(DropReason::ServicePortUndefined) if !is_virtual => Served::Not,
-            Some(reason) if chosen & REFUSE != 0 => Served::Refused(reason),
-            reason => Served::Dropped(reason.unwrap_or(DropReason::NoEndpoints)),
-        };
+    match F::choose_backend(opening, client as u32) {
+        0 => {}
+        OUTWARDS => snat::choose_source(skb, opening),
+        refusal => {
+            return match DropReason::from_number(refusal & !REFUSE) {
+                Some(DropReason::ServicePortUndefined) if !is_virtual => Served::Not,
+                Some(reason) if refusal & REFUSE != 0 => Served::Refused(reason),
+                reason => Served::Dropped(reason.unwrap_or(DropReason::NoEndpoints)),
+            };
+        }
     }
     if let Err(reason) = snat::open(opening) {
         return Served::Dropped(reason);
@@ -129,8 +135,12 @@ pub(crate) fn open<F: Ip>(flow: &Flow<F>, opening: &mut Opening<F>, client: Clie
 /// In what [`try_choose`] returns: the client is to know.
 const REFUSE: u32 = 1 << 31;
 
-/// Chooses a backend for the flow that is to be opened and writes what must leave into `opening`: 0, or the number of a drop reason,
-/// perhaps with [`REFUSE`]. It runs once a flow: see [`crate::subprograms`].
+/// What [`try_choose`] returns where the backend is outside and sees an address of the node's: that of the interface which leads there is still
+/// to be chosen, with the packet at hand.
+const OUTWARDS: u32 = 1 << 30;
+
+/// Chooses a backend for the flow that is to be opened and writes what must leave into `opening`: 0 or [`OUTWARDS`], or the number of a drop
+/// reason, perhaps with [`REFUSE`]. It runs once a flow: see [`crate::subprograms`].
 #[inline(always)]
 pub(crate) fn try_choose<F: Ip>(opening: &mut Opening<F>, client: u32) -> u32 {
     let from = opening.original;
@@ -142,10 +152,11 @@ pub(crate) fn try_choose<F: Ip>(opening: &mut Opening<F>, client: u32) -> u32 {
     opening.generation = backend.generation;
     opening.to.dst = backend.addr;
     opening.to.dport = backend.port;
-    let (source, source_port) = source(&from, backend.addr, client, flags);
+    let at = route::lookup::<F>(backend.addr);
+    let (source, source_port) = source(&from, backend.addr, at, client, flags);
     opening.to.src = source;
     opening.source_port = source_port as u32;
-    0
+    if matches!(at, Next::Outside | Next::Native) && source_port == SourcePort::Allocate { OUTWARDS } else { 0 }
 }
 
 /// A backend that was chosen.
@@ -190,11 +201,10 @@ pub(crate) fn choose<F: Ip>(from: &Tuple<F>, client: u32) -> Result<Choice<F>, u
     Ok(Choice { id, backend, flags: service.flags })
 }
 
-/// The source that a backend sees. The node's own address comes with a port of the node's, so that the answer is known for one of ours.
+/// The source that a backend sees which is reached by `at`. The node's own address comes with a port of the node's, so that the answer is known for one of ours.
 #[inline(always)]
-fn source<F: Ip>(from: &Tuple<F>, backend: F::Addr, who: u32, service: u32) -> (F::Addr, SourcePort) {
+fn source<F: Ip>(from: &Tuple<F>, backend: F::Addr, at: Next, who: u32, service: u32) -> (F::Addr, SourcePort) {
     let client = from.src;
-    let at = route::lookup::<F>(backend);
     if who == Client::Pod as u32 {
         return match at {
             _ if backend == client => (F::gateway(), SourcePort::Keep),

@@ -133,11 +133,17 @@ pub(crate) fn open<F: Ip>(opening: &mut Opening<F>) -> Result<(), DropReason> {
 /// Opens a flow to the outside, which leaves with the address of the interface that it goes by.
 #[inline(always)]
 pub(crate) fn open_outwards<F: Ip>(skb: Skb, opening: &mut Opening<F>) -> Result<(), DropReason> {
-    F::choose_source(skb.raw(), opening);
+    choose_source(skb, opening);
     open(opening)
 }
 
-/// The address that a flow to the outside leaves with. A subprogram of its own, which runs before [`try_open`] and not around it: there is no
+/// Writes the address that a flow to the outside leaves with into `opening`.
+#[inline(always)]
+pub(crate) fn choose_source<F: Ip>(skb: Skb, opening: &mut Opening<F>) {
+    F::choose_source(skb.raw(), opening);
+}
+
+/// The body of [`choose_source`]. A subprogram of its own, which runs before [`try_open`] and not around it: there is no
 /// stack for both.
 #[inline(always)]
 pub(crate) fn try_choose_source(skb: Skb, opening: &mut Opening<V4>) -> u32 {
