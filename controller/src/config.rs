@@ -1,5 +1,6 @@
 //! The agent's settings: options of the command line and the YAML file of `--config`.
 
+mod devices;
 mod values;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde_yaml::Value;
 
+pub use self::devices::Devices;
 use self::values::{absolute, cidrs, listen, node_port_addresses, ports, typed, word};
 
 /// What `shunt agent` was told.
@@ -72,6 +74,8 @@ pub struct Config {
     pub cni_conf_dir: Option<PathBuf>,
     /// `cniBinDir`: where the CNI plugin is installed; if unset, it is not.
     pub cni_bin_dir: Option<PathBuf>,
+    /// `devices`: which interfaces are wires besides the underlay.
+    pub devices: Devices,
     /// `nodePortAddresses`: at which of the node's addresses node ports are.
     pub node_port_addresses: NodePortAddresses,
     /// `nodePort`: by which way a backend on another node answers a client from the outside.
@@ -162,6 +166,7 @@ impl Default for Config {
             http_listen: Some((Ipv4Addr::LOCALHOST, 9466).into()),
             cni_conf_dir: None,
             cni_bin_dir: None,
+            devices: Devices::All,
             node_port_addresses: NodePortAddresses::Primary,
             node_port: NodePortMode::Snat,
             load_balancer: LoadBalancer::Random,
@@ -173,7 +178,7 @@ impl Default for Config {
 }
 
 /// Every key that the file may have.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "vxlanPort",
     "vni",
     "mtu",
@@ -184,6 +189,7 @@ const KEYS: [&str; 16] = [
     "httpListen",
     "cniConfDir",
     "cniBinDir",
+    "devices",
     "nodePortAddresses",
     "nodePort",
     "loadBalancer",
@@ -286,6 +292,9 @@ impl Config {
         }
         if let Some(value) = get("cniBinDir") {
             config.cni_bin_dir = Some(absolute("cniBinDir", value)?);
+        }
+        if let Some(value) = get("devices") {
+            config.devices = Devices::read(value)?;
         }
         if let Some(value) = get("nodePortAddresses") {
             config.node_port_addresses = node_port_addresses(value)?;
@@ -392,7 +401,7 @@ mod tests {
     fn everything_can_be_said() {
         let config = Config::parse(
             "vxlanPort: 4789\nvni: 7\nmtu: 1400\nmasqueradePorts: 20000-29999\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             tunnelDecap: xdp\nconntrackMax: 65536\nnodePortAddresses: [192.0.2.0/24]\nnodePort: dsr\nloadBalancer: maglev\n\
+             tunnelDecap: xdp\nconntrackMax: 65536\ndevices: [eth1]\nnodePortAddresses: [192.0.2.0/24]\nnodePort: dsr\nloadBalancer: maglev\n\
              connectTimeTranslation: off\nhttpListen: '[::]:9000'\ncniConfDir: /etc/cni/net.d\ncniBinDir: /opt/cni/bin\nlogFormat: json\n\
              logLevel: info,shunt::cluster=debug\n",
         )
@@ -410,6 +419,7 @@ mod tests {
                 http_listen: Some("[::]:9000".parse().unwrap()),
                 cni_conf_dir: Some("/etc/cni/net.d".into()),
                 cni_bin_dir: Some("/opt/cni/bin".into()),
+                devices: Devices::Matching(vec!["eth1".parse().unwrap()]),
                 node_port_addresses: NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]),
                 node_port: NodePortMode::Dsr,
                 load_balancer: LoadBalancer::Maglev,

@@ -220,6 +220,33 @@ fn an_interface_may_come_and_go_and_is_served_while_it_is_there() -> Result<()> 
 }
 
 #[test]
+fn interfaces_that_are_not_named_are_left_alone() -> Result<()> {
+    let mut lab = Lab::wired(&PAIR)?;
+    lab.start_agents()?;
+    let (a, c) = (lab.pod("n1", "a")?, lab.pod("n2", "c")?);
+    let storage = plugged(&lab)?;
+    let _servers = (serve(&storage, STORAGE, "storage")?, serve_pod(&c)?);
+    tcp_answer(&a.netns, at(STORAGE, TARGET))?;
+    let configured = |lab: &mut Lab, devices: &str| {
+        fs::write(lab.node("n1").config_file(), format!("devices: {devices}\n"))?;
+        lab.node_mut("n1").stop_agent()?;
+        lab.node_mut("n1").start_agent()?;
+        lab.node("n1").wait_ready()
+    };
+    configured(&mut lab, "[eth0, 'storage*']")?;
+    is_served(&lab, false)?;
+    let status = String::from_utf8(lab.node("n1").shunt(&["status"])?.stdout)?;
+    ensure!(status.contains("Wires:     none besides the underlay; without eth1, as configured"), "n1 says:\n{status}");
+    ensure!(tcp_answer(&a.netns, at(STORAGE, TARGET)).is_err(), "a program is left on eth1");
+    // The underlay belongs without being named.
+    tcp_answer(&a.netns, at(c.address, TARGET))?;
+    ensure!(ping(&a.netns, OUTSIDE, 3, 0.05, 56)?.received == 3);
+    configured(&mut lab, "['eth?']")?;
+    is_served(&lab, true)?;
+    tcp_answer(&a.netns, at(STORAGE, TARGET)).map(drop)
+}
+
+#[test]
 fn an_agent_that_starts_finds_its_wires_and_a_cleanup_leaves_none_of_its_programs_there() -> Result<()> {
     let mut lab = Lab::build(&PAIR)?;
     let a = lab.pod("n1", "a")?;

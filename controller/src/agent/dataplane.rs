@@ -97,6 +97,7 @@ impl OwnNode {
 /// What was found, and made where it was missing, of devices.
 struct Survey {
     underlay: Link,
+    /// Other interfaces that could be wires.
     wires: BTreeMap<String, u32>,
     xdp: Xdp,
     config: NodeConfig,
@@ -252,7 +253,7 @@ impl Dataplane {
             kernel,
             config: survey.config,
             underlay: survey.underlay.name,
-            wires: Wires::new(survey.wires),
+            wires: Wires::new(options.config.devices.clone(), survey.wires),
             addresses: survey.addresses,
             pods_bridge: survey.pods_bridge,
             notes,

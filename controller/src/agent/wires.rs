@@ -1,8 +1,12 @@
 //! The wires that a node has besides the underlay: clients of Services and answers to pods come by them too.
 
-use std::{collections::BTreeMap, mem};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use crate::{
+    config::Devices,
     kernel::{
         pins::{PinDir, PinError},
         programs::{Hook, Programs},
@@ -16,16 +20,30 @@ const HOOKS: [Hook; 2] = [Hook::ToWire, Hook::FromWire];
 /// The other wires, as they were last seen.
 #[derive(Debug)]
 pub(super) struct Wires {
+    /// Which interfaces may be some.
+    devices: Devices,
     /// Index by name.
     known: BTreeMap<String, u32>,
     /// Those of them that refuse the programs, and why.
     unserved: BTreeMap<String, String>,
+    /// Interfaces that could be some and are not among [`Self::devices`].
+    left_out: BTreeSet<String>,
 }
 
 impl Wires {
-    /// Index by name of those there are; none has programs yet.
-    pub(super) fn new(known: BTreeMap<String, u32>) -> Self {
-        Self { known, unserved: BTreeMap::new() }
+    /// Those of the interfaces that could be some, index by name; none has programs yet.
+    pub(super) fn new(devices: Devices, found: BTreeMap<String, u32>) -> Self {
+        let mut wires = Self { devices, known: BTreeMap::new(), unserved: BTreeMap::new(), left_out: BTreeSet::new() };
+        wires.see(found);
+        wires
+    }
+
+    /// Takes note of the interfaces that could be wires, and gives back the wires of before.
+    fn see(&mut self, found: BTreeMap<String, u32>) -> BTreeMap<String, u32> {
+        let (known, left_out): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            found.into_iter().partition(|(name, _)| self.devices.has(name));
+        self.left_out = left_out.into_keys().collect();
+        mem::replace(&mut self.known, known)
     }
 
     /// Puts the programs in force, and names the links. The node does without a wire that refuses them.
@@ -50,16 +68,15 @@ impl Wires {
     /// Puts the programs in force on wires that have come or refused them before, and takes them off those that have gone.
     pub(super) fn follow(
         &mut self,
-        wires: BTreeMap<String, u32>,
+        found: BTreeMap<String, u32>,
         programs: &mut Programs,
         dir: &PinDir,
     ) -> Result<(), PinError> {
-        if wires == self.known && self.unserved.is_empty() {
-            return Ok(());
-        }
-        let before = mem::replace(&mut self.known, wires);
+        let before = self.see(found);
         if before != self.known {
             tracing::info!(wires = ?self.known.keys(), "the node's other wires have changed");
+        } else if self.unserved.is_empty() {
+            return Ok(());
         }
         self.attach(programs);
         for name in before.keys().filter(|name| !self.known.contains_key(*name)) {
@@ -78,6 +95,11 @@ impl Wires {
     pub(super) fn served(&self) -> impl Iterator<Item = (&str, u32)> {
         let wires = self.known.iter().map(|(name, index)| (name.as_str(), *index));
         wires.filter(|(name, _)| !self.unserved.contains_key(*name))
+    }
+
+    /// Those that could be wires but for the configuration.
+    pub(super) fn left_out(&self) -> impl Iterator<Item = &str> {
+        self.left_out.iter().map(String::as_str)
     }
 
     /// What an operator should know.

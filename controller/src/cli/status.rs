@@ -172,8 +172,8 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     line(text, "Node", &format!("{}, {address}, pod range {range}", agent.node));
     let mtu = known(agent.mtu.map(|mtu| mtu.to_string()));
     line(text, "Underlay", &format!("{}, pod MTU {mtu}", known(agent.underlay.clone())));
-    if !agent.wires.is_empty() {
-        line(text, "Wires", &format!("{} besides the underlay", agent.wires.join(", ")));
+    if !agent.wires.is_empty() || !agent.left_out.is_empty() {
+        line(text, "Wires", &wires_text(&agent.wires, &agent.left_out));
     }
     if let Some(source) = &agent.source {
         let connected = if source.connected { "" } else { ", NOT CONNECTED" };
@@ -198,6 +198,13 @@ fn agent_text(text: &mut String, agent: &protocol::Status, now: SystemTime) {
     line(text, "Last sync", &sync.unwrap_or_else(|| "none yet".to_owned()));
     list(text, "Refused", agent.problems.iter().map(ToString::to_string));
     list(text, "Notes", agent.notes.iter().cloned());
+}
+
+fn wires_text(wires: &[String], left_out: &[String]) -> String {
+    let wires = if wires.is_empty() { "none".to_owned() } else { wires.join(", ") };
+    let left_out =
+        if left_out.is_empty() { String::new() } else { format!("; without {}, as configured", left_out.join(", ")) };
+    format!("{wires} besides the underlay{left_out}")
 }
 
 fn connect_text(connect: &ConnectStatus, pods: u64) -> String {
@@ -279,6 +286,7 @@ mod tests {
             pod_cidr: Some("10.1.0.0/24".parse().unwrap()),
             underlay: Some("eth1".to_owned()),
             wires: vec!["eth2".to_owned()],
+            left_out: vec![],
             mtu: Some(1450),
             pin_dir: "/sys/fs/bpf/shunt".into(),
             state_dir: "/var/lib/shunt".into(),
@@ -361,6 +369,8 @@ mod tests {
         sick.source =
             Some(protocol::SourceStatus { from: "files in /etc/cluster".to_owned(), connected: false, heard_at_unix_ms: None });
         sick.http = None;
+        sick.wires.clear();
+        sick.left_out = vec!["eth2".to_owned(), "eth3".to_owned()];
         sick.connect = Some(ConnectStatus::Unavailable("/sys/fs/cgroup is not a cgroup v2 directory".to_owned()));
         sick.xdp = Some(XdpStatus::Pops("eth1 is a veth device".to_owned()));
         let mut plane = dataplane();
@@ -375,7 +385,7 @@ mod tests {
         Agent:     shunt 0.1.0, pid 42
         Node:      n1, 192.0.2.1, pod range 10.1.0.0/24
         Underlay:  eth1, pod MTU 1450
-        Wires:     eth2 besides the underlay
+        Wires:     none besides the underlay; without eth2, eth3, as configured
         Source:    files in /etc/cluster, NOT CONNECTED
         Services:  by packet: /sys/fs/cgroup is not a cgroup v2 directory
         XDP:       in the driver: pops the tunnel; node ports' packets are forwarded by TC: eth1 is a veth device

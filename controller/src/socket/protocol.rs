@@ -226,6 +226,9 @@ pub struct Status {
     /// The other interfaces by which clients of Services and answers to pods are taken in.
     #[serde(default)]
     pub wires: Vec<String>,
+    /// Interfaces that could be such, and are not by the configuration (`devices`).
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// MTU of the pods, bytes, once known.
     pub mtu: Option<u32>,
     /// Where the maps and links are pinned.

@@ -56,6 +56,7 @@ impl State {
             pod_cidr: self.own.and_then(|own| own.pod_cidr),
             underlay: self.underlay().map(str::to_owned),
             wires: self.up.iter().flat_map(|up| up.dataplane.wires.served().map(|(name, _)| name.to_owned())).collect(),
+            left_out: self.up.iter().flat_map(|up| up.dataplane.wires.left_out().map(str::to_owned)).collect(),
             mtu: self.up.as_ref().map(|up| up.dataplane.config.mtu),
             pin_dir: self.options.pin_dir.clone(),
             state_dir: self.options.state_dir.clone(),
