@@ -10,6 +10,7 @@ mod background;
 mod clients;
 mod connect;
 mod dataplane;
+mod doorbell;
 mod drop_log;
 mod flow_table;
 mod handler;
@@ -37,7 +38,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::{handler::Requests, health_checks::Answers, observe::Observer, pulse::Pulse, state::State, takeover::Takeover};
+use self::{
+    doorbell::Doorbell, handler::Requests, health_checks::Answers, observe::Observer, pulse::Pulse, state::State,
+    takeover::Takeover,
+};
 use crate::{
     cluster::{ConnectError, OpenError, Origin, Source},
     config::AgentOptions,
@@ -228,16 +232,16 @@ async fn follow(
     let mut due = next_check(&mut retry, &*state.lock().await);
     // One timer for all turns: a new one for each would wake whoever waits for timers and sockets, to no purpose.
     let mut timer = pin!(tokio::time::sleep_until(due.into()));
+    let mut doorbell = Doorbell::default();
     loop {
         pulse.beat();
         if timer.deadline() != due.into() {
             timer.as_mut().reset(due.into());
         }
         tokio::select! {
-            changes = source.next() => {
-                let heard = Instant::now();
+            (changes, since) = doorbell.next(source.next()) => {
                 let mut state = state.lock().await;
-                instruments.waited(heard.elapsed());
+                instruments.waited(since.elapsed());
                 state.cluster_changed(&source, &changes);
                 if !state.is_settled() {
                     due = due.min(Instant::now() + retry);

@@ -73,7 +73,7 @@ metrics! {
     SWEEP_REMOVED = Counter "shunt_conntrack_sweep_removed_entries_total" of "entries" [] "Entries of expired flows that were removed.";
 
     SYNC_DURATION = Histogram "shunt_sync_duration_seconds" of "seconds" [] "How long it took to bring a change of the cluster state into force: compile, diff and write.";
-    SYNC_WAIT = Histogram "shunt_sync_wait_seconds" of "seconds" [] "How long a change of the cluster state waited for other work of the agent, once its loop had heard of it.";
+    SYNC_WAIT = Histogram "shunt_sync_wait_seconds" of "seconds" [] "How long a change of the cluster state, once it had come in, waited for its turn: for whatever else the agent was doing, changes before it and its own look at everything included.";
     SYNC_FAILURES = Counter "shunt_sync_failures_total" of "failures" [] "Changes that could not be brought into force at first; they are tried again.";
     SYNC_STEPS = Counter "shunt_sync_steps_total" of "steps" [] "Changes made to maps and host routes.";
     SYNC_LAST_SUCCESS = Gauge "shunt_sync_last_success_timestamp_seconds" of "seconds" [] "When cluster state was last brought into force, since 1970.";

@@ -10,10 +10,10 @@ mod objects;
 mod pace;
 mod raw;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, task::Poll, time::Duration};
 
 use futures::{
-    FutureExt as _, StreamExt as _,
+    StreamExt as _, poll,
     stream::{BoxStream, SelectAll},
 };
 use k8s_openapi::jiff::Timestamp;
@@ -162,8 +162,8 @@ impl ApiSource {
             () = sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => self.patience = None,
         }
         for _ in 1..BATCH {
-            match self.events.next().now_or_never() {
-                Some(Some((kind, event))) => self.take(kind, event, &mut changes),
+            match poll!(self.events.next()) {
+                Poll::Ready(Some((kind, event))) => self.take(kind, event, &mut changes),
                 _ => break,
             }
         }

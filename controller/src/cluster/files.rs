@@ -9,10 +9,11 @@ use std::{
     io::Read as _,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{StreamExt as _, poll};
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
 
 use super::{
@@ -309,9 +310,14 @@ impl Watch {
                     return look;
                 }
             }
-            match self.events.next().now_or_never() {
-                Some(more) => event = more,
-                None => return look,
+            let mut more = poll!(self.events.next());
+            if more.is_pending() {
+                // Asked once, the stream only finds that it has nothing; asked again, it remembers whom to call.
+                more = poll!(self.events.next());
+            }
+            match more {
+                Poll::Ready(more) => event = more,
+                Poll::Pending => return look,
             }
         }
     }

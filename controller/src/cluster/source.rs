@@ -141,7 +141,7 @@ impl Source {
     }
 
     /// Waits for news and says what they changed in the model: maybe nothing, but then the problems or the trouble may have. Dropping
-    /// the future loses nothing.
+    /// the future loses nothing, and whoever polled last is woken as soon as more comes in, dropped or done though the future may be.
     pub async fn next(&mut self) -> Changes {
         match self {
             Self::Files(files) => files.next().await,

@@ -102,7 +102,7 @@ impl Instruments {
         self.last_sync.store(u64::try_from(at).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// A change of the cluster state was heard of this long before anything could be done about it.
+    /// A change of the cluster state was there this long before anything could be done about it.
     pub fn waited(&self, duration: Duration) {
         self.sync_wait.observe(duration.as_secs_f64());
     }

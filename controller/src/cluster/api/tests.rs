@@ -2,7 +2,16 @@
 
 mod server;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -357,4 +366,35 @@ async fn what_comes_together_is_handed_on_together_with_its_times() {
         rounds += 1;
     }
     assert!(rounds <= 4, "{rounds} rounds for 200 events that came together");
+}
+
+/// Tells that it was called.
+#[derive(Default)]
+struct Called(AtomicBool);
+
+impl Wake for Called {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asked_last_is_called_when_more_comes_though_nobody_waits_any_more() {
+    let server = Server::default();
+    let (mut source, streams) = with_two_services(&server).await;
+    streams[&Kind::Service].say(&event("ADDED", &service("c", "10.96.0.3")));
+    let called = Arc::new(Called::default());
+    let waker = Waker::from(called.clone());
+    let changes = loop {
+        tokio::task::yield_now().await;
+        if let Poll::Ready(changes) = pin!(source.next()).poll(&mut Context::from_waker(&waker)) {
+            break changes;
+        }
+    };
+    assert!(!changes.is_empty());
+    called.0.store(false, Relaxed);
+    streams[&Kind::Service].say(&event("ADDED", &service("d", "10.96.0.4")));
+    assert!(called.0.load(Relaxed));
+    settle(&mut source).await;
+    assert_eq!(names(&source), ["a", "b", "c", "d"]);
 }
