@@ -1,6 +1,9 @@
 //! Groups of backends: ids and runs of slots.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use shunt_common::{
     net::V4,
@@ -18,8 +21,9 @@ use crate::{
 pub(super) struct Placement {
     pub(super) run: Run,
     pub(super) maglev: bool,
-    /// Targets with their ids, in the order of the run's slots; of a Maglev table in that of the targets.
-    pub(super) active: Vec<(Target, u32)>,
+    /// Targets with their ids, in the order of the run's slots; of a Maglev table in that of the targets. As long as the run is the same, so
+    /// is this very list.
+    pub(super) active: Arc<[(Target, u32)]>,
     draining: Vec<(Target, u32)>,
     /// Frontends that name the run.
     users: Vec<ServiceKey<V4>>,
@@ -96,7 +100,7 @@ impl Differ {
         }
         let active: Vec<(Target, u32)> = if maglev { active.into_iter().collect() } else { in_order };
         let broken = !owns_run || slots(&active, maglev) != ids;
-        Placement { run, maglev, active, draining: Vec::new(), users: Vec::new(), broken, owns_run }
+        Placement { run, maglev, active: active.into(), draining: Vec::new(), users: Vec::new(), broken, owns_run }
     }
 
     /// Gives what was found to the groups whose frontends named it. The first time only, and to groups that have nothing yet.
@@ -132,10 +136,12 @@ impl Differ {
         }
 
         let is_same =
-            |placement: &&Placement| !placement.broken && placement.maglev == group.maglev && placement.active == active;
-        let kept = self.groups.get(key).filter(is_same).map(|placement| placement.run);
+            |placement: &&Placement| !placement.broken && placement.maglev == group.maglev && *placement.active == *active;
+        let kept = self.groups.get(key).filter(is_same).map(|placement| (placement.run, placement.active.clone()));
+        let is_kept = kept.is_some();
         let count = slot_count(&active, group.maglev);
-        let Some(run) = kept.or_else(|| self.runs.allocate(count).map(|base| Run { base, count })) else {
+        let new = || self.runs.allocate(count).map(|base| (Run { base, count }, active.into()));
+        let Some((run, active)) = kept.or_else(new) else {
             self.give_back(fresh);
             return self.refuse_group(key, ("SLOTS", self.capacities.slots, count as usize), batch);
         };
@@ -145,18 +151,18 @@ impl Differ {
         batch.activate.extend(activated);
         let retired = draining.iter().filter_map(|(target, id)| self.backends.put(*id, *target, uses(target)));
         batch.retire.extend(retired);
-        if kept.is_none() && count > 0 {
+        if !is_kept && count > 0 {
             batch.slots.push(Step::PutSlots { base: run.base, ids: slots(&active, group.maglev) });
         }
         let before = self.groups.remove(key);
         let users = before.as_ref().map(|before| before.users.clone()).unwrap_or_default();
-        if kept.is_none() {
+        if !is_kept {
             batch.moved.extend(users.iter().copied());
         }
         let placement = Placement { run, maglev: group.maglev, active, draining, users, broken: false, owns_run: true };
         self.groups.insert(key.clone(), placement);
         if let Some(before) = before {
-            if kept.is_none() && before.owns_run {
+            if !is_kept && before.owns_run {
                 self.runs.release(before.run.base, before.run.count);
             }
             let gone = before.known().filter(|(target, _)| !group.backends.contains_key(target));

@@ -1,5 +1,7 @@
 //! A run of slots that is too long to be looked over in one step of an audit: a Service's tens of thousands of endpoints, or its Maglev table.
 
+use std::sync::Arc;
+
 use shunt_common::service::Run;
 
 use super::{
@@ -16,7 +18,7 @@ use crate::{
 pub(super) struct LongRun {
     key: GroupKey,
     run: Run,
-    active: Vec<(Target, u32)>,
+    active: Arc<[(Target, u32)]>,
     maglev: bool,
     /// Once they are made.
     ids: Option<Vec<u32>>,
@@ -40,11 +42,11 @@ impl LongRun {
         self.ids.get_or_insert_with(|| slots(&self.active, self.maglev))
     }
 
-    /// What its next slots should hold, `lot` of them or less. `None` at the end, or if its group has others by now: whoever gave it those has
-    /// written them all since.
+    /// What its next slots should hold, `lot` of them or less, at no more cost than theirs. `None` at the end, or if its group has others by
+    /// now: whoever gave it those has written them all since.
     pub(super) fn next(&mut self, differ: &Differ, lot: usize) -> Option<Holding> {
         let placement = differ.groups.get(&self.key)?;
-        if (placement.run, placement.maglev) != (self.run, self.maglev) || placement.active != self.active {
+        if !Arc::ptr_eq(&placement.active, &self.active) {
             return None;
         }
         let (base, done) = (self.run.base, self.done);

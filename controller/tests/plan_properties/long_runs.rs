@@ -93,12 +93,25 @@ impl Scene {
 
     /// Endpoints of the long run come and go.
     fn change(&mut self, first: u8) {
+        self.put(slice(2, first..ENDPOINTS));
+    }
+
+    /// The endpoints stay, and turn out to be this node's: what is written of them has nothing to do with slots.
+    fn place_here(&mut self) {
+        let mut here = slice(2, 0..ENDPOINTS);
+        here.endpoints.iter_mut().for_each(|endpoint| endpoint.node = Some("n0".into()));
+        let steps = self.put(here);
+        assert!(steps.iter().all(|step| matches!(step, Step::PutBackend { .. })), "{steps:?}");
+    }
+
+    fn put(&mut self, slice: EndpointSlice) -> Vec<Step> {
         let mut changes = Changes::default();
-        self.model.put_slice(&name("b"), &"b".into(), slice(2, first..ENDPOINTS), &mut changes);
+        self.model.put_slice(&name("b"), &"b".into(), slice, &mut changes);
         let patch = self.compiler.update(&self.model, &changes);
         let plan = self.differ.plan(self.compiler.desired(), &patch);
         assert!(!plan.steps.is_empty());
         self.kernel.carry_out(&plan.steps).unwrap();
+        plan.steps
     }
 }
 
@@ -169,5 +182,23 @@ fn a_run_that_changes_under_an_audit_is_not_taken_for_somebody_elses_doing() {
             assert_eq!(go_on(&mut audit, &scene, usize::MAX), Finding::AsKnown, "changed after {before} steps");
         }
         assert_eq!(met, 1, "one group has a long run");
+    }
+}
+
+#[test]
+fn a_run_that_is_kept_by_a_change_is_looked_over_to_its_end() {
+    for (load_balancer, _) in BOTH {
+        let mut scene = Scene::new(load_balancer);
+        let mut audit = Audit::default();
+        while !audit.is_unprepared() {
+            assert_eq!(go_on(&mut audit, &scene, 1), Finding::GoesOn);
+        }
+        assert_eq!(go_on(&mut audit, &scene, 1), Finding::GoesOn, "its first lot");
+        scene.place_here();
+        let mut held = scene.kernel.kernel.held().clone();
+        let run = held.services.values().map(|service| service.cluster).max_by_key(|run| run.count).unwrap();
+        held.slots.insert(run.slots().end - 1, u32::MAX);
+        scene.kernel.kernel = FakeKernel::holding(held);
+        assert_eq!(go_on(&mut audit, &scene, usize::MAX), Finding::Differs);
     }
 }
