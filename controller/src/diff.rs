@@ -5,6 +5,7 @@
 
 pub mod audit;
 mod backends;
+mod census;
 mod frontends;
 mod groups;
 mod known;
@@ -24,7 +25,7 @@ use shunt_common::{
     service::{Run, ServiceKey, SourceRange},
 };
 
-use self::{backends::BackendIds, frontends::Row, groups::Placement, runs::Runs, service_ids::ServiceIds};
+use self::{backends::BackendIds, census::Marks, frontends::Row, groups::Placement, runs::Runs, service_ids::ServiceIds};
 use crate::{
     compile::desired::{Desired, GroupKey, Patch, Target},
     kernel::step::{Actual, Step},
@@ -95,6 +96,7 @@ pub struct Differ {
     ids: ServiceIds,
     /// By the number of the Service.
     source_ranges: BTreeMap<u32, BTreeSet<SourceRange<V4>>>,
+    marks: Marks,
     /// What found no room, tried again with every plan.
     refused: BTreeMap<Refused, Problem>,
 }
@@ -149,6 +151,7 @@ impl Differ {
             runs: Runs::new(capacities.slots),
             ids: ServiceIds::found(actual.services.values().map(|service| service.id)),
             source_ranges: BTreeMap::new(),
+            marks: Marks::default(),
             refused: BTreeMap::new(),
         };
         for &range in &actual.source_ranges {
@@ -235,6 +238,7 @@ impl Differ {
         };
         let mut plan = self.plan(desired, &everything);
         plan.again |= self.clear_away(&mut plan.steps) && !self.refused.is_empty();
+        self.marks.follow(&plan.steps);
         plan
     }
 
@@ -270,7 +274,8 @@ impl Differ {
         let again = !self.refused.is_empty() && released.contains(&true);
         let Batch { activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire, .. } = batch;
         let steps = [activate, slots, admit, frontends, lead_to, lead_away, delete_frontends, exclude, retire];
-        let steps = steps.into_iter().flatten().collect();
+        let steps: Vec<Step> = steps.into_iter().flatten().collect();
+        self.marks.follow(&steps);
         Plan { steps, again }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Differ, known::Place, long_run::LongRun};
+use super::{Differ, census::Census, known::Place, long_run::LongRun};
 use crate::kernel::step::{Kernel, Part};
 
 /// Entries that one step asks for, with a system call each; up to twice as many where a key stands for several.
@@ -26,27 +26,22 @@ pub enum Finding {
 /// Under way. Host routes, backends' ids that nobody uses and this node's pods are not its business.
 #[derive(Debug)]
 pub struct Audit<K: Kernel> {
-    /// What is known and has yet to be looked for in the kernel.
+    /// What is known and has yet to be looked for in the kernel; of tries it is only counted.
     known: VecDeque<Place>,
     /// What of it is too much for one step.
     long_run: Option<LongRun>,
     /// What the kernel holds and has yet to be found known.
     held: VecDeque<Part>,
     cursor: K::Cursor,
+    /// Of the part that is walked over.
+    census: Option<Census>,
 }
 
 impl<K: Kernel> Default for Audit<K> {
     fn default() -> Self {
-        let known = [
-            Place::Addresses(None),
-            Place::Routes(None),
-            Place::Services(None),
-            Place::SourceRanges(None),
-            Place::NodePorts(None),
-            Place::Groups(None),
-        ];
-        let held = [Part::Addresses, Part::Routes, Part::Services, Part::SourceRanges, Part::NodePorts, Part::Backends];
-        Self { known: known.into(), long_run: None, held: held.into(), cursor: K::Cursor::default() }
+        let known = [Place::Addresses(None), Place::Services(None), Place::NodePorts(None), Place::Groups(None)];
+        let held = [Part::Addresses, Part::Services, Part::NodePorts, Part::Backends, Part::Routes, Part::SourceRanges];
+        Self { known: known.into(), long_run: None, held: held.into(), cursor: K::Cursor::default(), census: None }
     }
 }
 
@@ -93,12 +88,26 @@ impl<K: Kernel> Audit<K> {
             return Ok(Finding::GoesOn);
         }
         let Some(&part) = self.held.front() else { return Ok(Finding::AsKnown) };
+        let census = self.census.get_or_insert_with(|| Census::begin(differ, part));
         let mut is_known = true;
-        let is_over = kernel.walk(part, &mut self.cursor, &mut |holding| is_known &= differ.knows(holding))?;
-        if is_over {
-            self.held.pop_front();
-            self.cursor = K::Cursor::default();
+        let is_over = kernel.walk(part, &mut self.cursor, &mut |holding| {
+            is_known &= differ.knows(holding);
+            census.meet();
+        })?;
+        if !is_known {
+            return Ok(Finding::Differs);
         }
-        Ok(if is_known { Finding::GoesOn } else { Finding::Differs })
+        if is_over {
+            self.cursor = K::Cursor::default();
+            match census.end_walk(differ, part) {
+                Finding::GoesOn => {}
+                Finding::AsKnown => {
+                    self.held.pop_front();
+                    self.census = None;
+                }
+                Finding::Differs => return Ok(Finding::Differs),
+            }
+        }
+        Ok(Finding::GoesOn)
     }
 }

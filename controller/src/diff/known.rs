@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use shunt_common::{
-    address::{Prefix, kind},
+    address::kind,
     net::{Ip4, V4},
     service::ServiceKey,
 };
@@ -18,14 +18,12 @@ use crate::{compile::desired::GroupKey, kernel::step::Holding};
 
 /// Which of it, and how far one has come: behind a key, or nowhere yet.
 ///
-/// Backends are not among it: an array has an entry for each, so that who walks over that meets them all.
+/// Backends are not among it: an array has an entry for each, so that who walks over that meets them all. Nor are routes and source ranges,
+/// which are tries: see [`Census`](super::census::Census).
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     Addresses(Option<Ip4>),
-    Routes(Option<Prefix<V4>>),
     Services(Option<ServiceKey<V4>>),
-    /// By the number of the Service.
-    SourceRanges(Option<u32>),
     NodePorts(Option<u32>),
     /// Runs of slots.
     Groups(Option<GroupKey>),
@@ -50,11 +48,7 @@ impl Differ {
     pub(super) fn known(&self, place: &mut Place, lot: usize) -> Lot {
         let holdings = match place {
             Place::Addresses(last) => next(&self.addresses, last, lot, |addr, address| once(Holding::Address(*addr, *address))),
-            Place::Routes(last) => next(&self.routes, last, lot, |prefix, route| once(Holding::Route(*prefix, *route))),
             Place::Services(last) => next(&self.frontends, last, lot, |key, row| once(Holding::Service(*key, row.service))),
-            Place::SourceRanges(last) => {
-                next(&self.source_ranges, last, lot, |_, ranges| ranges.iter().copied().map(Holding::SourceRange))
-            }
             Place::NodePorts(last) => {
                 next(&self.node_ports, last, lot, |index, ports| once(Holding::NodePorts(*index, *ports)))
             }

@@ -294,7 +294,7 @@ impl Kernel for BpfKernel {
         let maps = &self.maps;
         Ok(match holding {
             Holding::Address(addr, address) => maps.addresses.get(addr)? == Some(*address),
-            // A prefix that is gone is not missed where a shorter one leads the same way: nor do packets miss it.
+            // Of tries: the longest prefix of the key that is there answers (`trie_lookup_elem` in kernel/bpf/lpm_trie.c).
             Holding::Route(prefix, route) => maps.routes.get(prefix)? == Some(*route),
             Holding::Service(key, service) => maps.services.get(key)? == Some(*service),
             Holding::SourceRange(range) => maps.source_ranges.get(range)?.is_some(),

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use shunt_common::{
-    net::V4,
-    service::{Backend, Service, ServiceKey, flags, state},
+    address::Prefix,
+    net::{Ip4, V4},
+    service::{Backend, Service, ServiceClient, ServiceKey, SourceRange, flags, state},
 };
 
 use super::step::{Actual, Holding, Kernel, Part, Step};
@@ -166,9 +167,16 @@ impl Kernel for FakeKernel {
         let held = &self.held;
         Ok(match holding {
             Holding::Address(addr, address) => held.addresses.get(addr) == Some(address),
-            Holding::Route(prefix, route) => held.routes.get(prefix) == Some(route),
+            // As a trie answers.
+            Holding::Route(prefix, route) => {
+                let mut shorter = (0..=prefix.len).rev().map(|len| Prefix { len, addr: head(prefix.addr, len) });
+                shorter.find_map(|prefix| held.routes.get(&prefix)) == Some(route)
+            }
             Holding::Service(key, service) => held.services.get(key) == Some(service),
-            Holding::SourceRange(range) => held.source_ranges.contains(range),
+            Holding::SourceRange(range) => (32..=range.len).any(|len| {
+                let clients = ServiceClient { addr: head(range.clients.addr, len - 32), ..range.clients };
+                held.source_ranges.contains(&SourceRange { len, clients })
+            }),
             Holding::NodePorts(index, ports) => held.node_ports.get(index).copied().unwrap_or_default() == *ports,
             Holding::Backend(id, backend) => held.backends.get(id) == Some(backend),
             Holding::Slots(base, ids) => (*base..).zip(ids).all(|(slot, id)| held.slots.get(&slot) == Some(id)),
@@ -187,6 +195,11 @@ impl Kernel for FakeKernel {
         }
         Ok(true)
     }
+}
+
+/// The first bits of an address.
+fn head(addr: Ip4, len: u32) -> Ip4 {
+    Ip4::from_host(addr.to_host() & u32::MAX.checked_shl(32_u32.saturating_sub(len)).unwrap_or(0))
 }
 
 fn check_backend(held: &Actual, id: u32, backend: &Backend<V4>) -> Result<(), Dangling> {

@@ -168,7 +168,7 @@ pub trait Kernel {
     /// A map or the routing table could not be read.
     fn read_back(&mut self) -> Result<Actual, Self::Error>;
 
-    /// Whether it holds just this.
+    /// Whether it holds just this; of a route or a source range, this or a shorter one that leads alike.
     ///
     /// # Errors
     /// A map could not be read.

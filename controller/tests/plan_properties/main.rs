@@ -3,6 +3,7 @@
 
 mod long_runs;
 mod tampering;
+mod tries;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
