@@ -144,7 +144,9 @@ impl State {
 
     /// Whether something that happened may be to devices that the dataplane depends on.
     pub(super) fn is_concerned_by(&self, change: &Change) -> bool {
-        self.up.as_ref().is_none_or(|up| change.concerns_node(|name| up.dataplane.is_wire(name)))
+        let Some(up) = &self.up else { return true };
+        let is_pods = |name: &str| up.pods.values().any(|(pod, _)| pod.host_interface == name);
+        change.concerns_node(|name| up.dataplane.is_wire(name), is_pods)
     }
 
     /// The underlay's name, once known.
