@@ -27,7 +27,11 @@ use shunt::{
         protocol::{PodAdd, PodAttach},
     },
 };
-use shunt_common::{maps, net::V4, service::ServiceKey};
+use shunt_common::{
+    maps,
+    net::V4,
+    service::{ServiceKey, SourceRange},
+};
 use shunt_lab::{
     api_server::{ApiServer, Transport},
     cluster::Endpoint,
@@ -101,6 +105,39 @@ fn what_somebody_else_does_to_maps_and_routes_is_found_mended_and_counted() -> R
     looked_at("as_known", before + 1.0)?;
     ensure!(audits("differs")? == 2.0, "what was mended is found again");
     n1.wait_ready()
+}
+
+/// A trie that is asked for an entry that is gone answers with a shorter one.
+#[test]
+fn a_source_range_that_somebody_removes_is_missed_though_a_shorter_one_covers_it() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let n1 = lab.node("n1");
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.10", "ports": PORTS.map(|port| port.at_nodes(30_080)),
+            "loadBalancerSourceRanges": ["0.0.0.0/0", "10.0.0.0/8"],
+        },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "198.51.100.10" }] } },
+    });
+    lab.cluster.put("service-web.yaml", &[service])?;
+    let pins = PinDir::new(n1.pin_dir());
+    let ranges = Table::<SourceRange<V4>, u32>::open(&maps::SOURCE_RANGES, &pins.map(&maps::SOURCE_RANGES))?;
+    let all = || {
+        let mut all: Vec<SourceRange<V4>> = ranges.entries()?.into_iter().map(|(range, _)| range).collect();
+        all.sort_by_key(|range| range.len);
+        ensure!(all.len() == 2, "{all:?}");
+        Ok(all)
+    };
+    let before = eventually(SOON, all)?;
+    ranges.delete(&before[1])?;
+    ensure!(ranges.get(&before[1])?.is_some(), "the shorter range does not answer for it");
+    n1.netns.ip("link set eth0 txqueuelen 1001")?;
+    eventually(SOON, || {
+        ensure!(all()? == before);
+        ensure!(value(n1, "shunt_audits_total{finding=\"differs\"}")? == 1.0, "it was not an audit that mended it");
+        Ok(())
+    })
 }
 
 #[test]
