@@ -18,6 +18,7 @@ mod health;
 mod health_checks;
 mod installation;
 mod observe;
+mod own_node;
 mod pods;
 mod pulse;
 mod state;

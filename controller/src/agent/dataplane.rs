@@ -1,42 +1,35 @@
 //! This node's devices, programs and maps: made, adopted from an earlier agent, looked after. Knows pods only as interfaces.
 
+mod survey;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     time::Instant,
 };
 
-use ipnet::{IpNet, Ipv4Net};
-use shunt_common::{
-    config::NodeConfig,
-    maps,
-    net::{Ip4, Mac, Port},
-    vxlan,
-};
+use ipnet::Ipv4Net;
+use shunt_common::{config::NodeConfig, maps, net::Ip4};
 
-use super::{connect::Connect, wires::Wires, xdp::Xdp};
+use self::survey::Survey;
+use super::{connect::Connect, own_node::OwnNode, wires::Wires, xdp::Xdp};
 use crate::{
-    attachment::HOST_MAC,
-    config::{AgentOptions, PortRange},
-    install::{
-        Record,
-        settings::{self, SettingsError},
-    },
+    config::AgentOptions,
+    install::{Record, settings::SettingsError},
     kernel::{
         bpf::BpfKernel,
-        connect, defrag, headroom,
-        links::{self, ENCAPSULATION, HostAddress, Link, LinksError, TUNNEL, TunnelSpec},
+        connect, defrag,
+        links::{LinksError, TUNNEL},
         maps::Maps,
         netdev,
         netlink::Netlink,
         pins::{Adoption, MapPins, PinDir, PinError},
         programs::{Capacities, Hook, OBJECT, Programs, ProgramsError},
-        routes::{HOST_END, Via},
+        routes::Via,
         sys::Target,
-        sysctl::{self, SysctlError},
+        sysctl::SysctlError,
         table::{Table, TableError},
     },
-    model::Node,
     problem::with_causes,
 };
 
@@ -61,125 +54,6 @@ pub(super) enum DataplaneError {
     Programs(#[from] ProgramsError),
     #[error(transparent)]
     Table(#[from] TableError),
-}
-
-/// What this node's own Node object says that the dataplane depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OwnNode {
-    /// The first IPv4 address.
-    pub(super) ip: Ipv4Addr,
-    /// The first IPv4 range.
-    pub(super) pod_cidr: Option<Ipv4Net>,
-    mac: Mac,
-}
-
-impl OwnNode {
-    /// `None` if it has no IPv4 address.
-    pub(super) fn of(node: &Node) -> Option<Self> {
-        let ip = node.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(ip) => Some(*ip),
-            IpAddr::V6(_) => None,
-        })?;
-        let pod_cidr = node.pod_cidrs.iter().find_map(|range| match range {
-            IpNet::V4(range) => Some(*range),
-            IpNet::V6(_) => None,
-        });
-        let mac = node.tunnel.vtep_mac.unwrap_or_else(|| vxlan::derived_mac(ip.into()));
-        Some(Self { ip, pod_cidr, mac })
-    }
-
-    /// Whether the dataplane can stay as it is: the range is for the address book, and [`Dataplane::check`] tells wires from pods' bridges by it.
-    pub(super) fn has_same_tunnel_end(&self, other: &Self) -> bool {
-        (self.ip, self.mac) == (other.ip, other.mac)
-    }
-}
-
-/// What was found, and made where it was missing, of devices.
-struct Survey {
-    underlay: Link,
-    /// Other interfaces that could be wires.
-    wires: BTreeMap<String, u32>,
-    xdp: Xdp,
-    config: NodeConfig,
-    /// Of all interfaces, without the loopback range.
-    addresses: BTreeSet<Ip4>,
-    pods_bridge: Option<u32>,
-    notes: Vec<String>,
-}
-
-impl Survey {
-    /// Finds the underlay, makes or mends `shunt0` and the settings.
-    fn make(netlink: &mut Netlink, options: &AgentOptions, own: &OwnNode, record: &Record) -> Result<Self, DataplaneError> {
-        let mut notes = Vec::new();
-        let underlay = links::find_underlay(netlink, options.underlay.as_deref(), own.ip)?;
-        let wires = links::other_wires(netlink, &underlay, own.pod_cidr)?;
-        let room = underlay.mtu - ENCAPSULATION;
-        let mtu = options.config.mtu.map_or(room, |wanted| wanted.min(room));
-        if options.config.mtu.is_some_and(|wanted| wanted > room) {
-            notes.push(format!(
-                "mtu is configured larger than the underlay {} carries with the tunnel's {ENCAPSULATION} bytes: {mtu} is used",
-                underlay.name
-            ));
-        }
-        let spec = TunnelSpec { port: options.config.vxlan_port, mtu, mac: own.mac };
-        let tunnel = links::ensure_tunnel(netlink, &spec)?;
-        notes.extend(tunnel.without_gro);
-        sysctl::apply(&sysctl::of_tunnel(TUNNEL))?;
-        settings::apply(&sysctl::of_host(&underlay.name), record)?;
-        notes.extend(local_ports_note(options.config.masquerade_ports, sysctl::local_port_range()));
-        Via { tunnel: tunnel.index, node_ip: own.ip }.set_up(netlink, own.mac)?;
-        let pods_bridge = match bridge_of_pods(netlink) {
-            Ok(index) => Some(index),
-            Err(error) => {
-                notes.push(format!("pods' datagrams to other nodes cost more CPU than they need to: {}", with_causes(&error)));
-                None
-            }
-        };
-        let addresses = links::addresses(netlink)?;
-        let xdp = Xdp::of(options, &underlay);
-        let config = NodeConfig {
-            node_ip: own.ip.into(),
-            underlay_ifindex: underlay.index,
-            tunnel_ifindex: tunnel.index,
-            vni: options.config.vni,
-            mtu,
-            vxlan_port: Port::from_host(options.config.vxlan_port),
-            snat_port_min: options.config.masquerade_ports.first,
-            snat_port_max: options.config.masquerade_ports.last,
-            tunnel_mac: own.mac,
-            underlay_mask: mask(&addresses, &underlay, own.ip),
-            xdp_forwards: xdp.leave(),
-        };
-        let is_of_node = |ip: &Ipv4Addr| !ip.is_loopback() && *ip != HOST_END;
-        let addresses = addresses.iter().map(|held| held.address).filter(is_of_node).map(Ip4::from).collect();
-        Ok(Self { underlay, wires, xdp, config, addresses, pods_bridge, notes })
-    }
-}
-
-/// The bridge that gives pods' datagrams room for the tunnel's headers, with its settings.
-fn bridge_of_pods(netlink: &mut Netlink) -> Result<u32, DataplaneError> {
-    let index = headroom::ensure(netlink, HOST_MAC)?;
-    sysctl::apply(&sysctl::of_pod(headroom::BRIDGE))?;
-    Ok(index)
-}
-
-/// What to say if sockets of the host take their ports where masqueraded flows do.
-fn local_ports_note(masquerade: PortRange, local: Option<(u16, u16)>) -> Option<String> {
-    let (first, last) = local?;
-    (masquerade.first <= last && first <= masquerade.last).then(|| {
-        format!(
-            "masqueradePorts {}-{} overlaps net.ipv4.ip_local_port_range {first}-{last}: connections of the host may fail now and then; \
-             change one of them",
-            masquerade.first, masquerade.last
-        )
-    })
-}
-
-/// The netmask with which the underlay holds the node's address; that of a single host if another interface holds it.
-fn mask(addresses: &[HostAddress], underlay: &Link, ip: Ipv4Addr) -> Ip4 {
-    let held = addresses.iter().find(|held| held.index == underlay.index && held.address == ip);
-    let bits = held.map_or(32, |held| u32::from(held.prefix_len).min(32));
-    Ip4::from_host(u32::MAX.checked_shl(32 - bits).unwrap_or(0))
 }
 
 /// What [`Dataplane::check`] found.
@@ -432,49 +306,4 @@ pub(super) fn forget_pod(dir: &PinDir, interface: &str) -> Result<(), PinError> 
         dir.remove_link(&PinDir::link_name(hook.program(), interface))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{kernel::links::Kind, model::TunnelEnd};
-
-    #[test]
-    fn the_underlays_mask_is_that_of_the_nodes_address() {
-        let ip = Ipv4Addr::new(192, 0, 2, 1);
-        let underlay = Link { index: 2, name: "eth0".into(), mtu: 1500, mac: None, up: true, kind: Kind::Other };
-        let held = |index, prefix_len| HostAddress { index, address: ip, prefix_len };
-        assert_eq!(mask(&[held(2, 24)], &underlay, ip), Ip4::new(255, 255, 255, 0));
-        assert_eq!(mask(&[held(2, 0)], &underlay, ip), Ip4::UNSPECIFIED);
-        assert_eq!(mask(&[held(1, 24)], &underlay, ip), Ip4::new(255, 255, 255, 255), "another interface holds it");
-    }
-
-    #[test]
-    fn ports_of_the_host_within_those_of_masquerading_are_told_of() {
-        let ours = PortRange { first: 10_000, last: 29_999 };
-        for (local, overlaps) in
-            [((32_768, 60_999), false), ((1024, 65_535), true), ((29_999, 40_000), true), ((1024, 9_999), false)]
-        {
-            assert_eq!(local_ports_note(ours, Some(local)).is_some(), overlaps, "{local:?}");
-        }
-        assert_eq!(local_ports_note(ours, None), None);
-    }
-
-    #[test]
-    fn the_own_node_is_its_first_ipv4_address_and_range() {
-        let mut node = Node {
-            name: "n1".into(),
-            addresses: vec!["2001:db8::1".parse().unwrap(), "192.0.2.1".parse().unwrap()],
-            pod_cidrs: vec!["2001:db8:1::/64".parse().unwrap(), "10.244.1.0/24".parse().unwrap()],
-            tunnel: TunnelEnd::default(),
-            zone: None,
-        };
-        let own = OwnNode::of(&node).unwrap();
-        assert_eq!((own.ip, own.pod_cidr), (Ipv4Addr::new(192, 0, 2, 1), Some("10.244.1.0/24".parse().unwrap())));
-        assert_eq!(own.mac, vxlan::derived_mac(Ip4::new(192, 0, 2, 1)));
-        node.tunnel.vtep_mac = Some(Mac { bytes: [2; 6] });
-        assert_eq!(OwnNode::of(&node).unwrap().mac, Mac { bytes: [2; 6] });
-        node.addresses.truncate(1);
-        assert_eq!(OwnNode::of(&node), None);
-    }
 }

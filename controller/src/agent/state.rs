@@ -1,51 +1,45 @@
 //! Everything the agent knows and does, behind one lock: cluster state and requests come in, the kernel is written. No waiting here.
 
 mod audit;
+mod bring_up;
 mod facts;
 mod host_ports;
 mod mending;
 mod outside;
+mod requests;
 mod reservation;
 
 use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use shunt_common::net::Mac;
 use tokio::sync::{Notify, broadcast, watch};
 
+pub(super) use self::facts::Facts;
+use self::reservation::Reservation;
+use super::{
+    dataplane::{Dataplane, Found},
+    health::{Health, Subject},
+    health_checks::HealthChecks,
+    own_node::OwnNode,
+    pods::Attached,
+    sync::Sync,
+    takeover::Takeover,
+};
 use crate::{
-    attachment::{AttachmentKey, Pod},
     cluster::{Receptions, Source},
-    compile::NodeView,
     config::AgentOptions,
     install::Record,
     ipam::Ipam,
     kernel::{events::Listeners, pins::PinDir, step::Kernel as _, watch::Change},
     metrics::instruments::Instruments,
-    model::{Changes, Model, Name},
+    model::{Changes, Model},
     problem::{Problem, with_causes},
     socket::{
-        protocol::{
-            Happening, MonitorEvent, PodAdd, PodAdded, PodAttach, PodCheck, PodGc, PodGcDone, Refusal, RefusalReason,
-            SyncReport,
-        },
+        protocol::{Happening, MonitorEvent, SyncReport},
         server::unix_ms,
     },
-};
-
-pub(super) use self::facts::Facts;
-use self::reservation::Reservation;
-use super::{
-    dataplane::{Dataplane, Found, OwnNode},
-    health::{Health, Subject},
-    health_checks::HealthChecks,
-    pods::{self, Attached},
-    sync::Sync,
-    takeover::Takeover,
 };
 
 /// Events that a slow listener may lag behind before it loses some.
@@ -255,86 +249,6 @@ impl State {
         }
     }
 
-    /// Sets the dataplane up over what an earlier agent may have left: maps first, programs last.
-    fn bring_up(&mut self, model: &Model) {
-        let Some(own) = self.own else { return };
-        let outcome = self.try_bring_up(model, &own);
-        self.health.set(Subject::Dataplane, &outcome);
-        if outcome.is_err()
-            && let Some(up) = &mut self.up
-        {
-            up.dataplane.kernel.look_anew();
-            up.sync.resume(model);
-        }
-        if let Ok(report) = outcome {
-            self.health.mend(Subject::Sync);
-            self.in_force();
-            self.synced(report);
-            if let Some(up) = &self.up {
-                let (services, backends) = up.sync.counts();
-                tracing::info!(
-                    node_ip = %own.ip, underlay = up.dataplane.underlay, mtu = up.dataplane.config.mtu, pods = up.pods.len(),
-                    services, backends, "the dataplane is up"
-                );
-                for note in &up.dataplane.notes {
-                    tracing::warn!("{note}");
-                }
-            }
-        }
-    }
-
-    fn try_bring_up(&mut self, model: &Model, own: &OwnNode) -> Result<SyncReport, pods::PodError> {
-        self.takeover.begin(&self.options, own, &mut self.ipam, &self.record)?;
-        let mut dataplane = Dataplane::prepare(&self.options, own, &self.record)?;
-        let _hurried = self.takeover.hurry();
-        self.takeover.hold_back(&mut dataplane)?;
-        let view = NodeView {
-            name: Name::from(self.options.node_name.as_str()),
-            ip: own.ip.into(),
-            subnet: dataplane.subnet(),
-            addresses: dataplane.addresses.clone(),
-            non_masquerade: self.options.config.non_masquerade_cidrs.iter().copied().collect(),
-            node_port_addresses: self.options.config.node_port_addresses.clone(),
-            node_port: self.options.config.node_port,
-            load_balancer: self.options.config.load_balancer,
-        };
-        let actual = dataplane.kernel.read_back()?;
-        let survivors = pods::survivors(dataplane.kernel.netlink(), self.ipam.pods().values())?;
-        let host_ports = survivors.iter().flat_map(|(pod, _)| pod.host_ports()).collect();
-        let mut sync = Sync::new(view, model, host_ports, self.health_checks.clone());
-        pods::restore(&mut dataplane, &survivors, &actual.addresses)?;
-        let report = sync.reconcile(&actual, &mut dataplane.kernel)?;
-        let interfaces: BTreeMap<String, u32> =
-            survivors.iter().map(|(pod, ifindex)| (pod.host_interface.clone(), *ifindex)).collect();
-        dataplane.take_over(&interfaces)?;
-        for (pod, ifindex) in &survivors {
-            pods::open(&mut dataplane, pod, *ifindex)?;
-        }
-        self.takeover.complete(&mut dataplane, &self.dir)?;
-        let listeners = Listeners::adopt(&self.dir)?;
-        listeners.set(self.listening())?;
-        let pods = survivors.into_iter().map(|(pod, ifindex)| (pod.attachment.clone(), (pod.clone(), ifindex))).collect();
-        self.up = Some(Up { dataplane, sync, pods, listeners });
-        self.adopt_late_pods();
-        Ok(report)
-    }
-
-    /// Pods that came to a bridge that was taken over, by whose plugin they were made.
-    fn adopt_late_pods(&mut self) {
-        let (Some(own), Some(up)) = (&self.own, &mut self.up) else { return };
-        let outcome = self.takeover.look_again(own, &self.options, &mut self.ipam);
-        self.health.set(Subject::Takeover, &outcome);
-        for pod in outcome.unwrap_or_default() {
-            match pods::attach(&mut up.dataplane, &pod, None) {
-                Ok(ifindex) => {
-                    tracing::info!(pod = %pod.attachment, address = %pod.address, "a pod of flannel's was adopted");
-                    up.pods.insert(pod.attachment.clone(), (pod, ifindex));
-                }
-                Err(error) => self.health.fail(Subject::Takeover, format!("pod {}: {}", pod.attachment, with_causes(&error))),
-            }
-        }
-    }
-
     fn note_own_node(&mut self, model: &Model) {
         let name = self.options.node_name.as_str();
         let Some(node) = model.nodes().get(name) else {
@@ -420,108 +334,4 @@ impl State {
     fn listening(&self) -> u32 {
         u32::try_from(self.events.receiver_count()).unwrap_or(u32::MAX)
     }
-
-    fn not_ready(&self) -> Refusal {
-        let reason =
-            [Subject::Node, Subject::Dataplane, Subject::Source].into_iter().find_map(|subject| self.health.reason(subject));
-        let reason = reason.unwrap_or("the agent is starting");
-        Refusal::new(RefusalReason::NotReady, format!("the node's dataplane is not up: {reason}"))
-    }
-
-    pub(super) fn ready(&self) -> Result<(), Refusal> {
-        if self.own.is_none() || self.up.is_none() {
-            return Err(self.not_ready());
-        }
-        self.pod_range().map(drop)
-    }
-
-    pub(super) fn pods(&self) -> Vec<Pod> {
-        self.ipam.pods().values().cloned().collect()
-    }
-
-    pub(super) fn pod_add(&mut self, request: &PodAdd) -> Result<PodAdded, Refusal> {
-        let Some(up) = &self.up else { return Err(self.not_ready()) };
-        // A pod that has its address keeps it, whatever became of the range.
-        let range = if self.ipam.pods().contains_key(&request.attachment) { None } else { Some(self.pod_range()?) };
-        let addresses = &up.dataplane.kernel.maps().addresses;
-        let taken = |address: Ipv4Addr| self.takeover.holds(address) || !matches!(addresses.get(&address.into()), Ok(None));
-        let pod = self.ipam.allocate(request, range, taken, SystemTime::now())?;
-        Ok(added(&pod, up.dataplane.config.mtu, self.takeover.gateway_of(&pod)))
-    }
-
-    pub(super) fn pod_attach(&mut self, request: &PodAttach) -> Result<(), Refusal> {
-        let key = &request.attachment;
-        let Some(pod) = self.ipam.pods().get(key).cloned() else { return Err(unknown(key)) };
-        let Some(up) = &mut self.up else { return Err(self.not_ready()) };
-        let ifindex = pods::attach(&mut up.dataplane, &pod, request.netns_cookie).map_err(|error| failed(&error))?;
-        up.pods.insert(key.clone(), (pod.clone(), ifindex));
-        self.follow_host_ports(None)?;
-        tracing::debug!(pod = %key, address = %pod.address, "pod attached");
-        self.tell(Happening::PodAttached(pod));
-        Ok(())
-    }
-
-    pub(super) fn pod_check(&mut self, request: &PodCheck) -> Result<PodAdded, Refusal> {
-        let Some(pod) = self.ipam.pods().get(&request.attachment).cloned() else { return Err(unknown(&request.attachment)) };
-        if pod.address != request.address {
-            let text = format!("{} has the address {}, not {}", request.attachment, pod.address, request.address);
-            return Err(Refusal::new(RefusalReason::CheckFailed, text));
-        }
-        let Some(up) = &mut self.up else { return Err(self.not_ready()) };
-        pods::check(&mut up.dataplane, &pod).map_err(|error| {
-            Refusal::new(RefusalReason::CheckFailed, format!("{}: delete and add the pod", with_causes(&error)))
-        })?;
-        Ok(added(&pod, up.dataplane.config.mtu, self.takeover.gateway_of(&pod)))
-    }
-
-    pub(super) fn pod_delete(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
-        // What leads to the pod goes before the pod does.
-        self.follow_host_ports(Some(key))?;
-        let pod = self.ipam.pods().get(key).cloned();
-        let interface = pod.as_ref().map_or_else(|| key.host_interface(), |pod| pod.host_interface.clone());
-        let dataplane = self.up.as_mut().map(|up| &mut up.dataplane);
-        pods::remove(dataplane, &self.dir, &interface, pod.as_ref()).map_err(|error| failed(&error))?;
-        if let Some(up) = &mut self.up {
-            up.pods.remove(key);
-        }
-        // The address comes back last: nothing answers for it any more.
-        if let Some(pod) = self.ipam.release(key, SystemTime::now())? {
-            tracing::debug!(pod = %key, address = %pod.address, "pod removed");
-            self.takeover.release(&pod);
-            self.tell(Happening::PodDeleted(pod));
-        }
-        Ok(())
-    }
-
-    pub(super) fn pod_gc(&mut self, request: &PodGc) -> Result<PodGcDone, Refusal> {
-        let pods = self.ipam.pods().values();
-        let stale: Vec<AttachmentKey> = pods
-            .filter(|pod| pod.network == request.network && !request.valid.contains(&pod.attachment))
-            .map(|pod| pod.attachment.clone())
-            .collect();
-        for key in &stale {
-            self.pod_delete(key)?;
-        }
-        Ok(PodGcDone { removed: stale })
-    }
-
-    pub(super) fn monitor(&mut self) -> Result<broadcast::Receiver<MonitorEvent>, Refusal> {
-        let receiver = self.events.subscribe();
-        if let Some(up) = &self.up {
-            up.listeners.set(self.listening()).map_err(|error| failed(&error))?;
-        }
-        Ok(receiver)
-    }
-}
-
-fn added(pod: &Pod, mtu: u32, (gateway, host_mac): (Ipv4Addr, Mac)) -> PodAdded {
-    PodAdded { address: pod.address, gateway, mtu, host_interface: pod.host_interface.clone(), host_mac, pod_mac: pod.mac }
-}
-
-fn unknown(key: &AttachmentKey) -> Refusal {
-    Refusal::new(RefusalReason::Unknown, format!("{key} is not known on this node: add it first"))
-}
-
-fn failed(error: &dyn std::error::Error) -> Refusal {
-    Refusal::new(RefusalReason::Failed, with_causes(error))
 }

@@ -9,7 +9,7 @@ use shunt_common::{
     net::{Ip4, Mac},
 };
 
-use super::dataplane::{Dataplane, OwnNode};
+use super::{dataplane::Dataplane, own_node::OwnNode};
 use crate::{
     attachment::{HOST_MAC, Pod},
     config::AgentOptions,

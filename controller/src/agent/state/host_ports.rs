@@ -1,6 +1,6 @@
 //! The ports of the node that lead to its pods, in step with the pods that are there.
 
-use super::{State, failed};
+use super::{State, requests::failed};
 use crate::{attachment::AttachmentKey, socket::protocol::Refusal};
 
 impl State {
