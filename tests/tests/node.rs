@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     time::Duration,
@@ -32,7 +33,10 @@ const MENDED: Duration = Duration::from_secs(40);
 
 fn sysctl(netns: &Netns, key: &str) -> Result<String> {
     let path = format!("/proc/sys/net/{key}");
-    Ok(netns.inside(|| fs::read_to_string(&path)).with_context(|| path.clone())?.trim().to_owned())
+    // Read piece by piece, most settings end with the first piece.
+    let mut text = vec![0; 1 << 19];
+    let length = netns.inside(|| fs::File::open(&path)?.read(&mut text)).with_context(|| path.clone())?;
+    Ok(str::from_utf8(&text[..length])?.trim().to_owned())
 }
 
 fn holds(condition: bool) -> Result<()> {
@@ -206,6 +210,36 @@ fn node_ports_are_given_to_no_socket_that_asks_for_any() -> Result<()> {
     lab.node_mut("n1").stop_agent()?;
     lab.node("n1").cleanup()?;
     reserved(&lab, "6000")
+}
+
+#[test]
+fn ports_that_others_reserve_stay_reserved_however_many_and_come_back() -> Result<()> {
+    const KEY: &str = "ipv4/ip_local_reserved_ports";
+    let mut lab = Lab::wired(&PAIR)?;
+    let ours: Vec<u16> = (30_001..30_020).step_by(3).collect();
+    let ports: Vec<_> = ours.iter().map(|port| json!({ "name": format!("p{port}"), "port": port, "nodePort": port })).collect();
+    let spec = json!({ "type": "NodePort", "clusterIP": "10.96.0.210", "clusterIPs": ["10.96.0.210"], "ports": ports });
+    let service =
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
+    lab.cluster.put("service-web.yaml", &[service])?;
+    let listed = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+    // More than a small buffer holds, more than a page, none.
+    for count in [50, 3000, 0] {
+        let others: Vec<u16> = (1000..).step_by(7).take(count).collect();
+        let both = listed(&[&*others, &*ours].concat());
+        lab.node("n1").netns.sysctl(KEY, &format!("{}\n", listed(&others)))?;
+        lab.node_mut("n1").start_agent()?;
+        let n1 = lab.node("n1");
+        n1.wait_ready()?;
+        let held = sysctl(&n1.netns, KEY)?;
+        ensure!(held == both, "beside {count} of others {held:?} is reserved");
+        lab.node_mut("n1").stop_agent()?;
+        let n1 = lab.node("n1");
+        let said = n1.cleanup()?;
+        let held = sysctl(&n1.netns, KEY)?;
+        ensure!(held == listed(&others), "of {count} {held:?} is left: {said}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Kernel settings of this network namespace that the dataplane depends on, each with its reason.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::LazyLock,
 };
@@ -110,13 +111,35 @@ pub fn of_pod(interface: &str) -> Vec<Sysctl> {
 /// The value that a setting has now; `None` if the kernel has none of that name.
 ///
 /// # Errors
-/// It cannot be read.
+/// It cannot be read, or is no text.
 pub fn present(key: &str) -> io::Result<Option<String>> {
-    match fs::read_to_string(path(key)) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
+    match read(&path(key)) {
+        Ok(bytes) => {
+            let text = str::from_utf8(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            Ok(Some(text.trim().to_owned()))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Bytes that a setting is read with, and how many for one that fills these. The longest is a set of ports
+/// (`proc_do_large_bitmap` in kernel/sysctl.c): 65,536 of them with at most six bytes for each.
+const LENGTHS: [usize; 2] = [4096, 6 * 65_536];
+
+/// A setting's file by a single `read()`: the handlers in kernel/sysctl.c have nothing to say at another position than the first,
+/// so whoever reads piece by piece, as `fs::read_to_string` does, takes the first piece for the whole.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for length in LENGTHS {
+        bytes.resize(length, 0);
+        let count = fs::File::open(path)?.read(&mut bytes)?;
+        bytes.truncate(count);
+        if count < length {
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 /// Writes a value.
@@ -124,7 +147,8 @@ pub fn present(key: &str) -> io::Result<Option<String>> {
 /// # Errors
 /// There is no such setting, it may not be written, or the value is refused.
 pub fn write(key: &str, value: &str) -> io::Result<()> {
-    fs::write(path(key), value)
+    // Without the end of the line an empty set would be no write at all.
+    fs::write(path(key), format!("{value}\n"))
 }
 
 /// The file of a setting. Both directories are of this process' network namespace, whoever mounted them.
@@ -205,7 +229,7 @@ pub fn of_idle_tunnel(tunnel: &str) -> Vec<Sysctl> {
 /// The ports that the kernel gives to sockets that ask for none: first and last.
 #[must_use]
 pub fn local_port_range() -> Option<(u16, u16)> {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let text = present("ipv4/ip_local_port_range").ok()??;
     let mut ports = text.split_whitespace().map(str::parse);
     Some((ports.next()?.ok()?, ports.next()?.ok()?))
 }
