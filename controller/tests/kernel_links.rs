@@ -207,6 +207,51 @@ fn ten_thousand_routes_come_and_go() {
 }
 
 #[test]
+fn routes_of_others_stay_and_ours_are_replaced() {
+    in_namespace(|netlink| {
+        let via = tunnel(netlink);
+        // Another's, one without a way, one that policy rules hide, one of ours from before, one that lives beside ours, and a free place.
+        let others = [
+            ("10.96.0.1", "via 192.0.2.9 dev eth9 proto static"),
+            ("blackhole 10.96.0.2", "proto boot"),
+            ("10.244.2.0/24", "dev eth9 proto 186 scope link"),
+            ("10.96.0.3", "dev eth9 proto 83 scope link"),
+            ("10.96.0.4", "dev eth9 proto static metric 100"),
+        ];
+        for (prefix, way) in others {
+            ip(&format!("route add {prefix} {way}"));
+        }
+        for hidden in ["10.244.0.0/16", "10.96.0.3/32"] {
+            ip(&format!("rule add pref 10 to {hidden} lookup 1234"));
+            ip(&format!("route add {hidden} dev eth9 table 1234"));
+        }
+        let prefixes = ["10.96.0.1/32", "10.96.0.2/32", "10.244.2.0/24", "10.96.0.3/32", "10.96.0.4/32", "10.96.0.5/32"];
+        let prefixes = prefixes.map(|prefix| prefix.parse().unwrap());
+        let before =
+            ip("route show exact 10.96.0.1") + &ip("route show exact 10.96.0.2") + &ip("route show exact 10.244.2.0/24");
+        for _ in 0..2 {
+            let contested = via.add(netlink, &prefixes).unwrap();
+            let contested: Vec<_> = contested.iter().map(|(prefix, route)| format!("{prefix} {route}")).collect();
+            assert_eq!(
+                contested,
+                [
+                    "10.96.0.1/32 via 192.0.2.9 dev eth9 proto static",
+                    "10.96.0.2/32 proto boot",
+                    "10.244.2.0/24 dev eth9 proto bgp"
+                ]
+            );
+            assert_eq!(via.list(netlink).unwrap(), prefixes[3..].iter().copied().collect());
+        }
+        via.remove(netlink, &prefixes).unwrap();
+        let after =
+            ip("route show exact 10.96.0.1") + &ip("route show exact 10.96.0.2") + &ip("route show exact 10.244.2.0/24");
+        assert_eq!(after, before);
+        assert_eq!(ip("route show exact 10.96.0.4").trim(), "10.96.0.4 dev eth9 proto static scope link metric 100");
+        assert_eq!(via.list(netlink).unwrap(), BTreeSet::new());
+    });
+}
+
+#[test]
 fn a_route_that_the_kernel_refuses_is_named() {
     in_namespace(|netlink| {
         let via = tunnel(netlink);

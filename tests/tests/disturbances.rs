@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use shunt_lab::{
     lab::{Lab, eventually},
     pod::Pod,
-    service::{SOON, Service, TARGET, refused, serve_pod, tcp_answer},
+    service::{PORTS, SOON, Service, TARGET, refused, serve_pod, tcp_answer},
     topology::{PAIR, VNI},
     traffic::echo::Server,
 };
@@ -153,6 +153,69 @@ fn flushed_routes_neighbours_and_lost_links_are_put_back() -> Result<()> {
         ensure!(node.netns.ip(&format!("route show {}", scene.a.address))?.contains("proto 83"), "no route to the pod");
         Ok(())
     })
+}
+
+/// Of an operator, on the way to a Service's external IP and in place of the one to another node's pods.
+#[test]
+fn routes_of_others_stay_are_named_and_give_way_when_they_go() -> Result<()> {
+    const EXTERNAL_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    const RANGE: &str = "10.244.2.0/24";
+    let mut scene = Scene::build()?;
+    let put = |scene: &Scene, ips: &[Ipv4Addr]| {
+        let ports = PORTS.map(|port| port.at_nodes(30_080));
+        let spec = json!({ "type": "NodePort", "clusterIP": scene.service.vip.ip(), "externalIPs": ips, "ports": ports });
+        let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
+        scene.lab.cluster.put("service-web.yaml", &[service])
+    };
+    let named = |scene: &Scene, wanted: &[String]| {
+        let problems = scene.lab.node("n1").status()?.problems;
+        let held: Vec<_> = problems.iter().filter_map(|problem| problem.object.clone()).collect();
+        ensure!(held == wanted, "{problems:?}");
+        Ok(problems)
+    };
+    let leads = |scene: &Scene, prefix: &str, way: &str| {
+        let route = scene.lab.node("n1").netns.ip(&format!("route show exact {prefix}"))?;
+        ensure!(route.contains(way) && route.lines().count() == 1, "{route:?} instead of {way}");
+        Ok(())
+    };
+    let other = format!("via {} dev eth0 proto static", scene.lab.node("n2").address());
+    let (external, range) = (format!("host route {EXTERNAL_IP}/32"), format!("host route {RANGE}"));
+    let ip = |scene: &Scene, arguments: String| scene.lab.node("n1").netns.ip(&arguments).map(drop);
+
+    ip(&scene, format!("route add {EXTERNAL_IP}/32 {other}"))?;
+    put(&scene, &[EXTERNAL_IP])?;
+    eventually(SOON, || named(&scene, &[external.clone()]))?;
+    leads(&scene, &EXTERNAL_IP.to_string(), &other)?;
+    ip(&scene, format!("route replace {RANGE} {other}"))?;
+    let problems = eventually(MENDED, || named(&scene, &[range.clone(), external.clone()]))?;
+    ensure!(problems.iter().all(|problem| problem.message.contains(&other)), "{problems:?}");
+    leads(&scene, RANGE, &other)?;
+
+    // Pods are served, and a new agent takes no more than the old one.
+    let served = |scene: &Scene| tcp_answer(&scene.a.netns, SocketAddrV4::new(EXTERNAL_IP, scene.service.vip.port()));
+    served(&scene)?;
+    scene.lab.node_mut("n1").kill_agent()?;
+    scene.lab.node_mut("n1").start_agent()?;
+    eventually(SOON, || named(&scene, &[range.clone(), external.clone()]))?;
+    served(&scene)?;
+    leads(&scene, RANGE, &other)?;
+
+    put(&scene, &[])?;
+    eventually(SOON, || named(&scene, &[range.clone()]))?;
+    leads(&scene, &EXTERNAL_IP.to_string(), &other)?;
+    put(&scene, &[EXTERNAL_IP])?;
+    eventually(SOON, || named(&scene, &[range.clone(), external.clone()]))?;
+    for prefix in [RANGE.to_owned(), format!("{EXTERNAL_IP}/32")] {
+        ip(&scene, format!("route del {prefix}"))?;
+    }
+    eventually(MENDED, || named(&scene, &[]))?;
+    for prefix in [RANGE.to_owned(), EXTERNAL_IP.to_string()] {
+        leads(&scene, &prefix, "dev shunt0 proto 83")?;
+    }
+    let log = fs::read_to_string(scene.lab.node("n1").log_file())?;
+    let mended = log.lines().filter(|line| line.contains("changed by someone else")).count();
+    ensure!(mended <= 1, "the audit takes a route that stays for a fault: {log}");
+    scene.is_mended()
 }
 
 #[test]

@@ -207,6 +207,10 @@ impl State {
             }
             Err(error) => return self.health.fail(Subject::Dataplane, with_causes(&error)),
         }
+        if let Err(error) = up.dataplane.kernel.contend_again() {
+            tracing::warn!("all routes are looked over: {}", with_causes(&error));
+            up.sync.doubt();
+        }
         if !up.sync.is_certain() {
             self.reconcile();
         }
@@ -285,6 +289,8 @@ impl State {
     fn note_problems(&mut self) {
         let mut problems = self.remarks.problems.clone();
         problems.extend(self.up.iter().flat_map(|up| up.sync.problems()));
+        let contested = self.up.iter().flat_map(|up| up.dataplane.kernel.contested());
+        problems.extend(contested.map(|(prefix, contested)| contested.problem(*prefix)));
         problems.extend(self.pods_left_outside());
         problems.extend_from_slice(&self.mute);
         problems.sort();

@@ -13,6 +13,7 @@ use shunt_common::{
 };
 
 use super::{
+    contested::Contested,
     links::LinksError,
     maps::Maps,
     netlink::Netlink,
@@ -52,13 +53,23 @@ pub struct BpfKernel {
     /// Host routes that others still serve, and those of them that are wanted by now.
     held_back: BTreeSet<Ipv4Net>,
     waiting: BTreeSet<Ipv4Net>,
+    /// Host routes that are wanted where somebody else has one.
+    contested: BTreeMap<Ipv4Net, Contested>,
 }
 
 impl BpfKernel {
     /// Over these maps and routes.
     #[must_use]
     pub fn new(maps: Maps, netlink: Netlink, via: Via) -> Self {
-        Self { maps, netlink, via, backend_end: None, held_back: BTreeSet::new(), waiting: BTreeSet::new() }
+        Self {
+            maps,
+            netlink,
+            via,
+            backend_end: None,
+            held_back: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            contested: BTreeMap::new(),
+        }
     }
 
     /// Leaves host routes to these prefixes as they are until [`let_go`](Self::let_go): others have some.
@@ -72,8 +83,24 @@ impl BpfKernel {
     /// The routing table refuses.
     pub fn let_go(&mut self) -> Result<(), BpfError> {
         self.held_back.clear();
-        let prefixes: Vec<Ipv4Net> = std::mem::take(&mut self.waiting).into_iter().collect();
-        self.via.add(&mut self.netlink, &prefixes).map_err(|(_, error)| error.into())
+        let prefixes: Vec<Ipv4Net> = mem::take(&mut self.waiting).into_iter().collect();
+        self.via.replace(&mut self.netlink, &prefixes).map_err(|(_, error)| error.into())
+    }
+
+    /// Host routes that are wanted where somebody else has one, which stays.
+    #[must_use]
+    pub fn contested(&self) -> &BTreeMap<Ipv4Net, Contested> {
+        &self.contested
+    }
+
+    /// Adds those whose place is free by now.
+    ///
+    /// # Errors
+    /// The routing table refuses; what it holds is not certain any more.
+    pub fn contend_again(&mut self) -> Result<(), BpfError> {
+        let prefixes: Vec<Ipv4Net> = mem::take(&mut self.contested).into_keys().collect();
+        self.contested = self.via.add(&mut self.netlink, &prefixes).map_err(|(_, error)| error)?;
+        Ok(())
     }
 
     /// Others have written under this: the next reading back reads all ids.
@@ -192,10 +219,14 @@ impl BpfKernel {
                     (waiting.into_iter().collect(), now)
                 };
                 self.waiting.extend(waiting);
-                self.via.add(&mut self.netlink, &prefixes).map_err(at_row)
+                self.contested.extend(self.via.add(&mut self.netlink, &prefixes).map_err(at_row)?);
+                Ok(())
             }
             Step::RemoveHostRoute { .. } => {
                 let prefixes: Vec<Ipv4Net> = steps.iter().filter_map(host_route).collect();
+                for prefix in &prefixes {
+                    self.contested.remove(prefix);
+                }
                 self.via.remove(&mut self.netlink, &prefixes).map_err(at_row)
             }
         }
@@ -287,6 +318,8 @@ impl Kernel for BpfKernel {
         self.read_slots(&mut actual)?;
         actual.backends = self.read_backends()?;
         actual.host_routes = self.via.list(&mut self.netlink)?;
+        // As good as there: whoever wants them no more takes them back, and until then they are tried again.
+        actual.host_routes.extend(self.contested.keys());
         Ok(actual)
     }
 

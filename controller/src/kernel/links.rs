@@ -183,7 +183,7 @@ pub fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, LinksE
     get(netlink, LinkUnspec::new_with_name(name)).map_err(netlink_error("look up", name))
 }
 
-fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, LinksError> {
+pub(super) fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, LinksError> {
     get(netlink, LinkUnspec::new_with_index(index)).map_err(netlink_error("look up", format!("interface {index}")))
 }
 

@@ -1,10 +1,11 @@
-//! The kernel as the agent sees it. Only this room imports aya, and only it speaks netlink: `netlink`, `links`, `headroom`, `routes`, `ports`
-//! and `watch` of routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter, `netdev` of drivers (the plugin has a socket of its own in
+//! The kernel as the agent sees it. Only this room imports aya, and only it speaks netlink: `netlink`, `links`, `headroom`, `routes`, `contested`,
+//! `ports` and `watch` of routing, `nfnetlink`, `nf_tables` and `nf_conntrack` of netfilter, `netdev` of drivers (the plugin has a socket of its own in
 //! the pod's namespace).
 
 pub mod bpf;
 pub mod cleanup;
 pub mod connect;
+pub mod contested;
 pub mod defrag;
 pub mod events;
 pub mod fake;

@@ -52,9 +52,20 @@ impl Netlink {
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
     ) -> Result<(), (usize, io::Error)> {
+        self.pipeline_all(messages)?.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The same, for whom one that fails may be as it should be: the index and the error of each that did, in their order.
+    ///
+    /// # Errors
+    /// The socket's, with how many requests were answered before.
+    pub fn pipeline_all(
+        &mut self,
+        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<(usize, io::Error)>, (usize, io::Error)> {
         let mut messages = messages.into_iter().peekable();
         let mut base = 0;
-        let mut first_error = None;
+        let mut failures = Vec::new();
         while messages.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
             let mut buffer = Vec::new();
@@ -73,15 +84,15 @@ impl Netlink {
                     }
                     if let Ok(NetlinkPayload::Error(answer)) = parse(bytes) {
                         answered += 1;
-                        if answer.raw_code() != 0 && first_error.is_none() {
-                            first_error = Some((base + index, answer.to_io()));
+                        if answer.raw_code() != 0 {
+                            failures.push((base + index, answer.to_io()));
                         }
                     }
                 });
             }
             base += count;
         }
-        first_error.map_or(Ok(()), Err)
+        Ok(failures)
     }
 
     /// A request that is answered by one message, as a lookup by name.

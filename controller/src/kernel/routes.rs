@@ -1,11 +1,14 @@
 //! The host's routing table and neighbours, as far as they are ours: protocol number 83.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 use rtnetlink::{
     AddressMessageBuilder, LinkUnspec, RouteMessageBuilder,
-    packet_core::{NLM_F_CREATE, NLM_F_REPLACE},
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::AddressScope,
@@ -20,6 +23,7 @@ use shunt_common::{
 };
 
 use super::{
+    contested::{self, Contested},
     links::{LinksError, TUNNEL, netlink_error},
     netlink::Netlink,
 };
@@ -56,36 +60,53 @@ impl Via {
             .build()
     }
 
-    /// Adds or replaces routes of the host to `shunt0`, many at a time.
+    /// Adds routes of the host to `shunt0`, many at a time, in place of what is there of ours; where somebody else has one, it stays, and is
+    /// what this answers.
     ///
     /// # Errors
     /// The index of the first that failed, and why.
-    pub fn add(self, netlink: &mut Netlink, prefixes: &[Ipv4Net]) -> Result<(), (usize, LinksError)> {
-        let messages =
-            prefixes.iter().map(|prefix| (RouteNetlinkMessage::NewRoute(self.message(*prefix)), NLM_F_CREATE | NLM_F_REPLACE));
+    pub fn add(self, netlink: &mut Netlink, prefixes: &[Ipv4Net]) -> Result<BTreeMap<Ipv4Net, Contested>, (usize, LinksError)> {
+        let failed = |(index, error)| (index, netlink_error("add the route to", described(prefixes, index))(error));
+        let messages = self.messages(prefixes, NLM_F_CREATE | NLM_F_EXCL);
+        let mut taken = BTreeMap::new();
+        for (index, error) in netlink.pipeline_all(messages).map_err(failed)? {
+            match prefixes.get(index) {
+                Some(&prefix) if error.raw_os_error() == Some(libc::EEXIST) => drop(taken.insert(prefix, index)),
+                _ => return Err(failed((index, error))),
+            }
+        }
+        let Some(&first) = taken.values().min() else { return Ok(BTreeMap::new()) };
+        let contested = contested::find(netlink, &taken.keys().copied().collect()).map_err(|error| (first, error))?;
+        let ours: Vec<Ipv4Net> = taken.keys().filter(|prefix| !contested.contains_key(prefix)).copied().collect();
+        let index_of = |index: usize| ours.get(index).and_then(|prefix| taken.get(prefix)).copied().unwrap_or(first);
+        self.replace(netlink, &ours).map_err(|(index, error)| (index_of(index), error))?;
+        Ok(contested)
+    }
+
+    /// Adds routes of the host to `shunt0` in place of what is there, whoever made it.
+    ///
+    /// # Errors
+    /// The index of the first that failed, and why.
+    pub fn replace(self, netlink: &mut Netlink, prefixes: &[Ipv4Net]) -> Result<(), (usize, LinksError)> {
         netlink
-            .pipeline(messages)
+            .pipeline(self.messages(prefixes, NLM_F_CREATE | NLM_F_REPLACE))
             .map_err(|(index, error)| (index, netlink_error("add the route to", described(prefixes, index))(error)))
     }
 
-    /// Removes routes of the host to `shunt0`; those that are gone already are no error.
+    fn messages(self, prefixes: &[Ipv4Net], flags: u16) -> impl Iterator<Item = (RouteNetlinkMessage, u16)> {
+        prefixes.iter().map(move |prefix| (RouteNetlinkMessage::NewRoute(self.message(*prefix)), flags))
+    }
+
+    /// Removes routes of the host to `shunt0`; those that are gone already, or are others', are no error.
     ///
     /// # Errors
-    /// The index of one that failed, and why.
+    /// The index of the first that failed, and why.
     pub fn remove(self, netlink: &mut Netlink, prefixes: &[Ipv4Net]) -> Result<(), (usize, LinksError)> {
-        let mut start = 0;
-        while start < prefixes.len() {
-            let messages = prefixes[start..].iter().map(|prefix| (RouteNetlinkMessage::DelRoute(self.message(*prefix)), 0));
-            match netlink.pipeline(messages) {
-                Ok(()) => break,
-                Err((index, error)) if error.raw_os_error() == Some(libc::ESRCH) => start += index + 1,
-                Err((index, error)) => {
-                    let index = start + index;
-                    return Err((index, netlink_error("remove the route to", described(prefixes, index))(error)));
-                }
-            }
-        }
-        Ok(())
+        let failed = |(index, error)| (index, netlink_error("remove the route to", described(prefixes, index))(error));
+        let messages = prefixes.iter().map(|prefix| (RouteNetlinkMessage::DelRoute(self.message(*prefix)), 0));
+        let failures = netlink.pipeline_all(messages).map_err(failed)?;
+        let failure = failures.into_iter().find(|(_, error)| error.raw_os_error() != Some(libc::ESRCH));
+        failure.map_or(Ok(()), |failure| Err(failed(failure)))
     }
 
     /// Routes of the host to `shunt0`, apart from the fixed ones.
@@ -125,7 +146,7 @@ impl Via {
         netlink
             .request(RouteNetlinkMessage::NewRoute(gateway), NLM_F_CREATE | NLM_F_REPLACE)
             .map_err(netlink_error("add the route to", GATEWAY.to_string()))?;
-        self.add(netlink, &[hairpin()]).map_err(|(_, error)| error)
+        self.replace(netlink, &[hairpin()]).map_err(|(_, error)| error)
     }
 }
 
@@ -213,19 +234,27 @@ pub fn pod_routes(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<(Ipv4Net, u3
 /// # Errors
 /// What the kernel answers to the listing.
 pub fn has_pod_route(netlink: &mut Netlink, tunnel: u32, address: Ipv4Addr, index: u32) -> Result<bool, LinksError> {
-    let mut query = RouteMessage::default();
-    query.header.address_family = AddressFamily::Inet;
-    query.header.destination_prefix_length = 32;
-    query.header.flags = RouteFlags::FibMatch;
-    query.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(address))];
     let prefix = Ipv4Net::from(address);
-    if let Ok(RouteNetlinkMessage::NewRoute(found)) = netlink.get(RouteNetlinkMessage::GetRoute(query))
+    if let Some(found) = look_up(netlink, address)
         && (destination(&found), interface(&found)) == (Some(prefix), Some(index))
-        && found.header.protocol == RouteProtocol::Other(PROTOCOL)
+        && is_ours(&found)
     {
         return Ok(true);
     }
     Ok(pod_routes(netlink, tunnel)?.contains(&(prefix, index)))
+}
+
+/// The route by which a packet to this address goes, if it goes by one, with the table that has it.
+pub(super) fn look_up(netlink: &mut Netlink, address: Ipv4Addr) -> Option<RouteMessage> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.destination_prefix_length = 32;
+    query.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
+    query.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(address))];
+    match netlink.get(RouteNetlinkMessage::GetRoute(query)) {
+        Ok(RouteNetlinkMessage::NewRoute(found)) => Some(found),
+        _ => None,
+    }
 }
 
 /// Removes every route with our protocol number; how many.
@@ -260,14 +289,9 @@ pub struct OthersRoute {
 /// # Errors
 /// What the kernel answers.
 pub fn of_others(netlink: &mut Netlink, index: u32) -> Result<Vec<OthersRoute>, LinksError> {
-    let mut query = RouteMessage::default();
-    query.header.address_family = AddressFamily::Inet;
-    query.header.table = RouteHeader::RT_TABLE_MAIN;
-    let answers = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(netlink_error("list", "routes"))?;
-    Ok(answers
+    Ok(table(netlink)?
         .iter()
-        .filter_map(|answer| if let RouteNetlinkMessage::NewRoute(message) = answer { Some(message) } else { None })
-        .filter(|message| message.header.protocol != RouteProtocol::Other(PROTOCOL) && interface(message) == Some(index))
+        .filter(|message| !is_ours(message) && interface(message) == Some(index))
         .filter_map(|message| Some(OthersRoute { prefix: destination(message)?, gateway: gateway(message)? }))
         .collect())
 }
@@ -291,6 +315,22 @@ pub fn give_back(netlink: &mut Netlink, index: u32, routes: &[OthersRoute]) -> R
     })
 }
 
+/// All routes of the main table.
+pub(super) fn table(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, LinksError> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.table = RouteHeader::RT_TABLE_MAIN;
+    let answers = netlink.dump(RouteNetlinkMessage::GetRoute(query)).map_err(netlink_error("list", "routes"))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| if let RouteNetlinkMessage::NewRoute(message) = answer { Some(message) } else { None })
+        .collect())
+}
+
+pub(super) fn is_ours(message: &RouteMessage) -> bool {
+    message.header.protocol == RouteProtocol::Other(PROTOCOL)
+}
+
 fn ours(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, LinksError> {
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet;
@@ -303,11 +343,11 @@ fn ours(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, LinksError> {
     Ok(answers
         .into_iter()
         .filter_map(|answer| if let RouteNetlinkMessage::NewRoute(message) = answer { Some(message) } else { None })
-        .filter(|message| message.header.protocol == RouteProtocol::Other(PROTOCOL))
+        .filter(is_ours)
         .collect())
 }
 
-fn destination(message: &RouteMessage) -> Option<Ipv4Net> {
+pub(super) fn destination(message: &RouteMessage) -> Option<Ipv4Net> {
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
         _ => None,
@@ -315,11 +355,11 @@ fn destination(message: &RouteMessage) -> Option<Ipv4Net> {
     Ipv4Net::new(address, message.header.destination_prefix_length).ok()
 }
 
-fn interface(message: &RouteMessage) -> Option<u32> {
+pub(super) fn interface(message: &RouteMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
 }
 
-fn gateway(message: &RouteMessage) -> Option<Ipv4Addr> {
+pub(super) fn gateway(message: &RouteMessage) -> Option<Ipv4Addr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
         _ => None,

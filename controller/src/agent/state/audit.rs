@@ -33,9 +33,12 @@ impl State {
         self.up.as_ref().map(|up| up.dataplane.kernel.via())
     }
 
-    /// Host routes that are missing from those listed, or too many; `None` while that is not certain.
+    /// Host routes that are missing from those listed, or too many, those apart where somebody else has one; `None` while that is not certain.
     pub(in crate::agent) fn different_host_routes(&self, listed: &BTreeSet<Ipv4Net>) -> Option<BTreeSet<Ipv4Net>> {
-        self.up.as_ref()?.sync.different_host_routes(listed)
+        let up = self.up.as_ref()?;
+        let mut different = up.sync.different_host_routes(listed)?;
+        different.retain(|prefix| !up.dataplane.kernel.contested().contains_key(prefix));
+        Some(different)
     }
 
     /// Reads back all that the kernel holds and mends it, whatever that takes.
