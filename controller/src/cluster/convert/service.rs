@@ -27,6 +27,8 @@ pub(super) fn convert(service: &core::Service, name: &ObjectName, names: &mut Na
     let ports = ports(spec, names)?;
     if kind == "ExternalName" {
         let target = spec.external_name.as_deref().unwrap_or_default();
+        // A dot at the end says that the name is whole (`ValidateService` in Kubernetes' pkg/apis/core/validation).
+        let target = target.strip_suffix('.').unwrap_or(target);
         syntax::subdomain(&target.to_ascii_lowercase()).map_err(|message| Refusal::new("spec.externalName", message))?;
         return Ok(None);
     }
