@@ -17,6 +17,7 @@ use shunt::kernel::read::ServiceRow;
 use shunt_common::verdict::Counter;
 use shunt_lab::{
     cluster::{Endpoint, Port},
+    foreign::{Foreign, Hook},
     lab::{Lab, eventually},
     netns::Netns,
     service::{SOON, TARGET, refused, serve, serve_pod, tcp_answer, udp_answer},
@@ -39,8 +40,12 @@ const BEYOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 200);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 30);
 const NODE_PORT: u16 = 30_300;
 const PORTS: [Port; 2] = [Port::tcp(80, TARGET), Port::udp(80, TARGET)];
+/// No frame of the lab is as long as that.
+const NO_LENGTH: u16 = 9000;
 /// Sooner after a look at everything than the agent looks again by itself.
 const WHEN_TOLD: Duration = Duration::from_secs(20);
+/// Longer than the agent takes to look at everything by itself.
+const BY_ITSELF: Duration = Duration::from_secs(60);
 
 fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(address, port)
@@ -198,6 +203,52 @@ fn backends_elsewhere_answer_by_themselves_only_clients_of_the_underlay() -> Res
     };
     sees(&storage, n1.address())?;
     sees(lab.outside(), OUTSIDE)
+}
+
+#[test]
+fn destinations_that_see_pods_need_an_interface_that_forwards() -> Result<()> {
+    let mut lab = Lab::wired(&PAIR)?;
+    fs::write(lab.node("n1").config_file(), "nonMasqueradeCIDRs: [198.51.100.0/24]\n")?;
+    lab.start_agents()?;
+    let a = lab.pod("n1", "a")?;
+    let storage = plugged(&lab)?;
+    let n1 = lab.node("n1");
+    let (base, len) = n1.pod_range();
+    storage.ip(&format!("route add {base}/{len} via {FIRST}"))?;
+    let _servers = (serve(&storage, STORAGE, "storage")?, serve(&storage, BEYOND, "beyond")?);
+    let notes = || Ok::<_, anyhow::Error>(n1.status()?.notes.join("\n"));
+    // As systemd-networkd's `IPv4Forwarding=no` has it.
+    n1.netns.sysctl("ipv4/conf/eth1/forwarding", "0")?;
+    ensure!(notes()?.contains("set net.ipv4.conf.eth1.forwarding to 1"), "n1 notes {}", notes()?);
+    ensure!(tcp_answer(&a.netns, at(STORAGE, TARGET)).is_err(), "the note is not true");
+    // Nothing else that comes by it needs that.
+    tcp_answer(&a.netns, at(BEYOND, TARGET))?;
+    n1.netns.sysctl("ipv4/conf/eth1/forwarding", "1")?;
+    ensure!(!notes()?.contains("forwarding"), "n1 notes {}", notes()?);
+    let answer = tcp_answer(&a.netns, at(STORAGE, TARGET))?;
+    ensure!(*answer.peer.ip() == a.address, "the storage host sees {}", answer.peer);
+    Ok(())
+}
+
+/// A hook takes 63 programs (`bpf_mprog_max` in include/linux/bpf_mprog.h).
+#[test]
+fn an_interface_that_takes_no_programs_is_told_of_and_served_once_it_does() -> Result<()> {
+    let mut lab = Lab::wired(&PAIR)?;
+    let storage = plug(&lab)?;
+    let crowd = (0..63).map(|_| Foreign::attach(&lab.node("n1").netns, "eth1", Hook::Tcx, NO_LENGTH));
+    let crowd: Vec<Foreign> = crowd.collect::<Result<_>>()?;
+    lab.start_agents()?;
+    let a = lab.pod("n1", "a")?;
+    let _servers = serve(&storage, STORAGE, "storage")?;
+    let said = lab.node("n1").status()?;
+    ensure!(said.wires.is_empty(), "served are {:?}", said.wires);
+    let told =
+        |note: &String| note.contains("come by eth1, and pods get no answers by it: cannot attach program from_wire on eth1");
+    ensure!(said.notes.iter().any(told), "n1 notes {:?}", said.notes);
+    ensure!(tcp_answer(&a.netns, at(STORAGE, TARGET)).is_err(), "an answer without a program");
+    drop(crowd);
+    eventually(BY_ITSELF, || is_served(&lab, true))?;
+    tcp_answer(&a.netns, at(STORAGE, TARGET)).map(drop)
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::{
     kernel::{
         pins::{PinDir, PinError},
         programs::{Hook, Programs},
+        sysctl,
     },
     problem::with_causes,
 };
@@ -102,10 +103,25 @@ impl Wires {
         self.left_out.iter().map(String::as_str)
     }
 
-    /// What an operator should know.
-    pub(super) fn notes(&self) -> impl Iterator<Item = String> {
-        self.unserved.iter().map(|(name, reason)| {
+    /// What an operator should know. `native` says that some destinations see pods' own addresses.
+    ///
+    /// Their answers are the only packets from a wire that the host's stack forwards: what programs translate they deliver, by routes that they
+    /// ask for as if it came by `shunt0`. Which interfaces route for strangers is for the node's owner to say: only the underlay is made to.
+    pub(super) fn notes(&self, native: bool) -> impl Iterator<Item = String> {
+        let unserved = self.unserved.iter().map(|(name, reason)| {
             format!("Services don't serve clients that come by {name}, and pods get no answers by it: {reason}")
-        })
+        });
+        let idle = self.known.keys().filter(move |name| native && !forwards(name)).map(|name| {
+            format!(
+                "pods get no answers from nonMasqueradeCIDRs by {name}, which forwards nothing: set net.ipv4.conf.{name}.forwarding to 1 \
+                 if some are reached by it"
+            )
+        });
+        unserved.chain(idle)
     }
+}
+
+/// Whether the host's stack forwards what comes in by an interface, as far as can be told.
+fn forwards(interface: &str) -> bool {
+    !matches!(sysctl::present(&format!("ipv4/conf/{interface}/forwarding")), Ok(Some(value)) if value == "0")
 }

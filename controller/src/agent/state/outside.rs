@@ -43,7 +43,8 @@ impl State {
     pub(in crate::agent) fn status(&self) -> Status {
         let (services, backends) = self.up.as_ref().map(|up| up.sync.counts()).unwrap_or_default();
         let mut notes: Vec<String> = self.up.iter().flat_map(|up| up.dataplane.notes.iter().cloned()).collect();
-        notes.extend(self.up.iter().flat_map(|up| up.dataplane.wires.notes()));
+        let native = !self.options.config.non_masquerade_cidrs.is_empty();
+        notes.extend(self.up.iter().flat_map(|up| up.dataplane.wires.notes(native)));
         notes.extend(self.takeover.notes());
         notes.extend(self.remarks.notices.iter().map(ToString::to_string));
         notes.extend(self.installation.iter().cloned());
