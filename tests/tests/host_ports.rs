@@ -18,7 +18,10 @@ use shunt_lab::{
     pod::{Call, Pod},
     service::{PORTS, SOON, TARGET, refused, serve_pod, tcp_answer, udp_answer},
     topology::{OUTSIDE, PAIR},
-    traffic::echo::{Server, TcpClient},
+    traffic::{
+        echo::{Server, TcpClient},
+        http,
+    },
     translation::Translation,
 };
 
@@ -237,4 +240,36 @@ fn a_service_has_its_node_port_before_any_pod_and_the_pod_is_told_of() -> Result
     })?;
     ensure!(ask(lab.outside(), first)?.0 == "b");
     Ok(())
+}
+
+#[test]
+fn a_services_health_check_has_its_port_before_any_pod() -> Result<()> {
+    const CHECK: u16 = 32_000;
+    let lab = lab(Translation::Connect)?;
+    let n1 = lab.node("n1");
+    let pod = Pod::add_with(n1, "a", mappings(CHECK, None))?;
+    let _servers = serve_pod(&pod)?;
+    let at = SocketAddrV4::new(n1.address(), CHECK);
+    ensure!(ask(lab.outside(), at)?.0 == "a");
+    let spec = json!({
+        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": CHECK,
+        "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": PORTS.map(|port| port.at_nodes(30_080)),
+    });
+    let service =
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
+    lab.cluster.put("service-web.yaml", &[service])?;
+    eventually(SOON, || {
+        let problems: Vec<String> = n1.status()?.problems.iter().map(ToString::to_string).collect();
+        let wanted = format!("Pod default/a: hostPort: {at}/TCP is Service default/web's already");
+        ensure!(problems.len() == 1 && problems[0].starts_with(&wanted), "{problems:?}");
+        let answer = http::get(lab.outside(), at.into(), "/", "")?;
+        ensure!(answer.code == 503, "{answer:?}");
+        Ok(())
+    })?;
+    lab.cluster.remove("service-web.yaml")?;
+    eventually(SOON, || {
+        ensure!(ask(lab.outside(), at)?.0 == "a");
+        ensure!(n1.status()?.problems.is_empty());
+        Ok(())
+    })
 }

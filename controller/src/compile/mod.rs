@@ -109,8 +109,6 @@ struct Affected {
     /// Services that share a claim with one that changed.
     contending: BTreeSet<ObjectName>,
     host_ports: bool,
-    /// Given up by somebody.
-    health_ports: BTreeSet<u16>,
 }
 
 impl Affected {
@@ -211,9 +209,6 @@ impl Compiler {
         for name in std::mem::take(&mut affected.services) {
             self.claim_frontends(model, &name, &mut affected);
             affected.contending.insert(name);
-        }
-        for port in affected.health_ports.iter().filter(|port| self.health_ports.owner(port).is_none()) {
-            self.desired.set_health_check(*port, None, &mut patch);
         }
         for name in &affected.contending {
             self.resolve_service(model, name, &mut patch);

@@ -30,14 +30,18 @@ use crate::{
 pub(super) struct ServiceClaims {
     created: i64,
     addresses: Vec<(Ip4, VirtualIp)>,
+    /// Frontends and where its health check is asked, in ascending order.
     exposed: Vec<ServiceKey<V4>>,
     health_check: Option<u16>,
+    /// The port of its health check that is in force.
+    answered: Option<u16>,
     held: Held,
 }
 
 impl ServiceClaims {
     fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.exposed.is_empty() && self.held.is_empty() && self.health_check.is_none()
+        let no_health_check = self.health_check.is_none() && self.answered.is_none();
+        self.addresses.is_empty() && self.exposed.is_empty() && self.held.is_empty() && no_health_check
     }
 }
 
@@ -147,9 +151,11 @@ impl Compiler {
     /// Takes down which frontends at outside addresses a Service asks for, once addresses are settled.
     pub(super) fn claim_frontends(&mut self, model: &Model, name: &ObjectName, affected: &mut Affected) {
         let service = model.services().get(name);
-        let exposed: Vec<_> = service.map(|service| self.exposed(service).into_keys().collect()).unwrap_or_default();
         let exposure = service.and_then(|service| service.exposure.as_deref());
         let health_check = exposure.and_then(|exposure| exposure.health_check_port);
+        let mut exposed: BTreeSet<_> = service.map(|service| self.exposed(service).into_keys().collect()).unwrap_or_default();
+        exposed.extend(health_check.into_iter().flat_map(|port| self.health_check_keys(port)));
+        let exposed = exposed.into_iter().collect();
         let mut claims = self.services.remove(name).unwrap_or_default();
         claims.created = service.map_or(claims.created, |service| service.created);
         let rank = Rank { created: claims.created, name: name.clone() };
@@ -177,10 +183,13 @@ impl Compiler {
         let others = self.health_ports.change(rank, before, now);
         affected.contending.extend(others.into_iter().map(|rank| rank.name));
         claims.exposed = exposed;
-        if claims.health_check != health_check {
-            affected.health_ports.extend(claims.health_check);
-            claims.health_check = health_check;
-        }
+        claims.health_check = health_check;
+    }
+
+    /// Where a Service's health check is asked: at the addresses that node ports are at, where no frontend can be besides.
+    fn health_check_keys(&self, port: u16) -> impl Iterator<Item = ServiceKey<V4>> {
+        let port = Port::from_host(port);
+        self.node_port_addresses.iter().map(move |&addr| ServiceKey { addr, port, proto: proto::TCP, reserved: 0 })
     }
 
     /// What a Service asks for beyond its ClusterIP. Where one frontend is asked for twice, a load balancer's stands: it may be limited.
@@ -225,6 +234,7 @@ impl Compiler {
         }
         let outcome = service.map(|service| self.outcome(model, service)).unwrap_or_default();
         let Outcome { frontends, groups, health_check, problems } = outcome;
+        let answered = health_check.as_ref().map(|(port, _)| *port);
         if let Some((port, health_check)) = health_check {
             self.desired.set_health_check(port, Some(health_check), patch);
         }
@@ -238,6 +248,10 @@ impl Compiler {
         self.desired.set_source_ranges(name, exposure.map(source_ranges), patch);
 
         let mut claims = self.services.remove(name).unwrap_or_default();
+        let gone = std::mem::replace(&mut claims.answered, answered).filter(|port| answered != Some(*port));
+        if let Some(port) = gone.filter(|port| self.desired.health_checks.get(port).is_some_and(|it| it.service == *name)) {
+            self.desired.set_health_check(port, None, patch);
+        }
         let owner = Owner::Service(name.clone());
         self.replace(&mut claims.held, frontends, groups, |other| *other == owner, patch);
         if !claims.is_empty() {
@@ -286,12 +300,9 @@ impl Compiler {
         }
         let exposure = service.exposure.as_deref();
         if let Some(port) = exposure.and_then(|exposure| exposure.health_check_port) {
-            match self.health_ports.owner(&port) {
-                Some(owner) if *owner != rank => {
-                    let message = format!("{port} is Service {}'s already; give one of the two another port", owner.name);
-                    outcome.problems.push(problem(service, "spec.healthCheckNodePort".to_owned(), message));
-                }
-                _ => {
+            match self.who_forbids(port, &rank, &exposed) {
+                Some(message) => outcome.problems.push(problem(service, "spec.healthCheckNodePort".to_owned(), message)),
+                None => {
                     let health_check = HealthCheck {
                         service: service.name.clone(),
                         local_ready: ready.len() as u32,
@@ -302,6 +313,21 @@ impl Compiler {
             }
         }
         outcome
+    }
+
+    /// Why a Service cannot have its health check at a port, if it cannot.
+    fn who_forbids(&self, port: u16, rank: &Rank, exposed: &BTreeMap<ServiceKey<V4>, Exposed>) -> Option<String> {
+        if let Some(owner) = self.health_ports.owner(&port).filter(|owner| *owner != rank) {
+            return Some(format!("{port} is Service {}'s already; give one of the two another port", owner.name));
+        }
+        self.health_check_keys(port).find_map(|key| match self.exposed.owner(&key) {
+            Some(Exposer::Service(owner)) if owner == rank => {
+                let own =
+                    || format!("{} leads to this Service's endpoints already; give one of the two another port", shown(&key));
+                exposed.contains_key(&key).then(own)
+            }
+            owner => owner.map(|owner| format!("{} is {owner}'s already; give one of the two another port", shown(&key))),
+        })
     }
 
     /// The frontend with its groups; none of SCTP where the port would have to be translated, which would take a new checksum over the

@@ -142,7 +142,7 @@ fn exposure() -> impl Strategy<Value = Exposure> {
     let ips = vec![[203, 0, 113, 1], [203, 0, 113, 2], [192, 0, 2, 10], [192, 0, 2, 11], [10, 96, 0, 1], [10, 244, 1, 3]];
     let ips = move || vec(select(ips.clone()).prop_map(|ip| Ipv4Addr::from(ip).into()), 0..3);
     let range = select(vec!["10.0.0.0/8", "198.51.100.0/24", "0.0.0.0/0", "fd00::/8"]);
-    (ips(), ips(), any::<bool>(), vec(range, 0..3), proptest::option::of(select(vec![32_000, 32_001]))).prop_map(
+    (ips(), ips(), any::<bool>(), vec(range, 0..3), proptest::option::of(select(vec![30_080, 32_001]))).prop_map(
         |(load_balancer_ips, external_ips, local, ranges, health_check_port)| Exposure {
             load_balancer_ips: load_balancer_ips.into(),
             external_ips: external_ips.into(),
