@@ -167,7 +167,7 @@ fn routes_of_others_stay_are_named_and_give_way_when_they_go() -> Result<()> {
         let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
         scene.lab.cluster.put("service-web.yaml", &[service])
     };
-    let named = |scene: &Scene, wanted: &[String]| {
+    let named = |scene: &Scene, wanted: &[&str]| {
         let problems = scene.lab.node("n1").status()?.problems;
         let held: Vec<_> = problems.iter().filter_map(|problem| problem.object.clone()).collect();
         ensure!(held == wanted, "{problems:?}");
@@ -184,10 +184,10 @@ fn routes_of_others_stay_are_named_and_give_way_when_they_go() -> Result<()> {
 
     ip(&scene, format!("route add {EXTERNAL_IP}/32 {other}"))?;
     put(&scene, &[EXTERNAL_IP])?;
-    eventually(SOON, || named(&scene, &[external.clone()]))?;
+    eventually(SOON, || named(&scene, &[&external]))?;
     leads(&scene, &EXTERNAL_IP.to_string(), &other)?;
     ip(&scene, format!("route replace {RANGE} {other}"))?;
-    let problems = eventually(MENDED, || named(&scene, &[range.clone(), external.clone()]))?;
+    let problems = eventually(MENDED, || named(&scene, &[&range, &external]))?;
     ensure!(problems.iter().all(|problem| problem.message.contains(&other)), "{problems:?}");
     leads(&scene, RANGE, &other)?;
 
@@ -196,15 +196,15 @@ fn routes_of_others_stay_are_named_and_give_way_when_they_go() -> Result<()> {
     served(&scene)?;
     scene.lab.node_mut("n1").kill_agent()?;
     scene.lab.node_mut("n1").start_agent()?;
-    eventually(SOON, || named(&scene, &[range.clone(), external.clone()]))?;
+    eventually(SOON, || named(&scene, &[&range, &external]))?;
     served(&scene)?;
     leads(&scene, RANGE, &other)?;
 
     put(&scene, &[])?;
-    eventually(SOON, || named(&scene, &[range.clone()]))?;
+    eventually(SOON, || named(&scene, &[&range]))?;
     leads(&scene, &EXTERNAL_IP.to_string(), &other)?;
     put(&scene, &[EXTERNAL_IP])?;
-    eventually(SOON, || named(&scene, &[range.clone(), external.clone()]))?;
+    eventually(SOON, || named(&scene, &[&range, &external]))?;
     for prefix in [RANGE.to_owned(), format!("{EXTERNAL_IP}/32")] {
         ip(&scene, format!("route del {prefix}"))?;
     }
