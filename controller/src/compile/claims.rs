@@ -125,10 +125,10 @@ pub(super) struct Claims<K, C> {
 }
 
 impl<K: Ord + Copy, C: Ord + Clone> Claims<K, C> {
-    /// Changes what somebody claims; who else is concerned.
+    /// Changes what somebody claims, either in ascending order; who else is concerned.
     pub(super) fn change(&mut self, claimant: &C, before: &[K], now: &[K]) -> Vec<C> {
         let mut others = Vec::new();
-        for key in before.iter().filter(|key| !now.contains(key)) {
+        for key in before.iter().filter(|key| now.binary_search(key).is_err()) {
             let Some(claimants) = self.by_key.get_mut(key) else { continue };
             claimants.retain(|other| other != claimant);
             others.extend(claimants.iter().cloned());
@@ -136,7 +136,7 @@ impl<K: Ord + Copy, C: Ord + Clone> Claims<K, C> {
                 self.by_key.remove(key);
             }
         }
-        for key in now.iter().filter(|key| !before.contains(key)) {
+        for key in now.iter().filter(|key| before.binary_search(key).is_err()) {
             let claimants = self.by_key.entry(*key).or_default();
             others.extend(claimants.iter().cloned());
             if let Err(place) = claimants.binary_search(claimant) {

@@ -267,9 +267,13 @@ impl Compiler {
         let owned: Vec<Ip4> =
             v4(&service.cluster_ips).filter(|&addr| self.is_served(addr, &rank, VirtualIp::Cluster)).collect();
         let exposed = self.exposed(service);
+        let mut of_port = vec![Vec::new(); service.ports.len()];
+        for (&key, &it) in &exposed {
+            of_port[it.port].push((key, it));
+        }
         let mut ready = BTreeSet::new();
         let mut is_terminating = false;
-        for (i, port) in service.ports.iter().enumerate() {
+        for ((i, port), exposed) in service.ports.iter().enumerate().zip(of_port) {
             let endpoints = Endpoints::of(service, port, model.slices_of(&service.name), here, |addr| self.is_virtual(addr));
             is_terminating |= endpoints.health(&mut ready);
             let groups = PortGroups {
@@ -284,7 +288,7 @@ impl Compiler {
                 let it = Exposed { port: i, kind: kind::CLUSTER_IP, at_node: false };
                 self.add_frontend(service, key, it, &groups, &mut outcome);
             }
-            for (&key, &it) in exposed.iter().filter(|(_, it)| it.port == i) {
+            for (key, it) in exposed {
                 match self.exposed.owner(&key) {
                     Some(Exposer::Service(owner)) if *owner == rank => {
                         self.add_frontend(service, key, it, &groups, &mut outcome);
