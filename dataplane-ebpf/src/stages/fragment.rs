@@ -7,7 +7,7 @@ use shunt_common::{
     verdict::{DropReason, Verdict},
 };
 
-use super::{Hook, Stage, dropped};
+use super::{Hook, Stage, conntrack, dropped};
 use crate::packet::parse::{Flow, Ip, Part};
 
 /// What to do with a fragment whose ports cannot be known here.
@@ -56,6 +56,8 @@ pub(crate) fn try_resolve<F: Ip>(flow: &mut Flow<F>, how: u32) -> u32 {
     };
     // SAFETY: the value is read at once.
     let known = unsafe { F::fragments().get(key) };
+    let now = conntrack::now();
+    let known = known.filter(|datagram| datagram.holds(now));
     match known {
         Some(datagram) if datagram.way == way::REASSEMBLE => return outcome::REASSEMBLE,
         Some(datagram) if flow.part == Part::Later => {
@@ -66,7 +68,7 @@ pub(crate) fn try_resolve<F: Ip>(flow: &mut Flow<F>, how: u32) -> u32 {
         _ => {}
     }
     if flow.part == Part::First {
-        let datagram = Fragment { way: way::PORTS_KNOWN, sport: flow.tuple.sport, dport: flow.tuple.dport };
+        let datagram = Fragment { way: way::PORTS_KNOWN, since: now as u16, sport: flow.tuple.sport, dport: flow.tuple.dport };
         // Where even the LRU has no room, the later fragments go to reassembly.
         let _ = F::fragments().insert(key, datagram, 0);
         return outcome::ON;
@@ -78,7 +80,7 @@ pub(crate) fn try_resolve<F: Ip>(flow: &mut Flow<F>, how: u32) -> u32 {
     if drop {
         return DropReason::FragmentWithoutReassembly as u32;
     }
-    let datagram = Fragment { way: way::REASSEMBLE, sport: flow.tuple.sport, dport: flow.tuple.dport };
+    let datagram = Fragment { way: way::REASSEMBLE, since: now as u16, sport: flow.tuple.sport, dport: flow.tuple.dport };
     let _ = F::fragments().insert(key, datagram, 0);
     outcome::REASSEMBLE
 }
