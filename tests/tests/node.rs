@@ -23,7 +23,7 @@ use shunt_lab::{
     service::{SOON, Service, TARGET, serve, serve_pod, tcp_answer},
     topology::{OUTSIDE, PAIR, ROUTER},
     traffic::{
-        echo::{TcpClient, ask_tcp},
+        echo::{TcpClient, UdpClient, ask_tcp},
         ping::ping,
     },
 };
@@ -287,7 +287,7 @@ fn a_pod_range_that_collides_is_refused_by_name_and_pods_are_not_added() -> Resu
 fn a_node_that_changes_its_address_keeps_its_pods_and_their_connections() -> Result<()> {
     let lab = Lab::build(&PAIR)?;
     let (a, b) = (lab.pod("n1", "a")?, lab.pod("n2", "b")?);
-    let _servers = (serve_pod(&a)?, serve_pod(&b)?);
+    let _servers = (serve_pod(&a)?, serve_pod(&b)?, serve(lab.outside(), OUTSIDE, "outside")?);
     let n1 = lab.node("n1");
     let mut connection = TcpClient::connect(&a.netns, SocketAddrV4::new(b.address, TARGET))?;
     let works = |connection: &mut TcpClient| -> Result<()> {
@@ -312,6 +312,10 @@ fn a_node_that_changes_its_address_keeps_its_pods_and_their_connections() -> Res
     eventually(SOON, || works(&mut connection)).context("with both addresses")?;
     n1.netns.ip(&format!("address delete {old}/24 dev eth0"))?;
     eventually(SOON, || works(&mut connection)).context("with the new address alone")?;
+    // It goes on from one port, so that what masquerades it never gets old.
+    let datagrams = UdpClient::bind(&a.netns, 0)?;
+    let masqueraded = || Ok(*datagrams.ask(SocketAddrV4::new(OUTSIDE, TARGET), b"from one port")?.peer.ip());
+    ensure!(masqueraded()? == new);
 
     // One in place of the other, as a lease that ran out does it: with the last address all routes go that lean on it.
     n1.netns.ip(&format!("address delete {new}/24 dev eth0"))?;
@@ -321,6 +325,7 @@ fn a_node_that_changes_its_address_keeps_its_pods_and_their_connections() -> Res
     put_node(&lab, "n1", old, Some("10.244.1.0/24"))?;
     eventually(MENDED, || follows(old))?;
     eventually(SOON, || works(&mut connection)).context("with the old address again")?;
+    ensure!(eventually(SOON, masqueraded).context("from one port, with the old address again")? == old);
     lab.pod("n1", "c")?;
     eventually(SOON, || n1.wait_ready())
 }

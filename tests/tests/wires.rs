@@ -227,6 +227,14 @@ fn destinations_that_see_pods_need_an_interface_that_forwards() -> Result<()> {
     ensure!(!notes()?.contains("forwarding"), "n1 notes {}", notes()?);
     let answer = tcp_answer(&a.netns, at(STORAGE, TARGET))?;
     ensure!(*answer.peer.ip() == a.address, "the storage host sees {}", answer.peer);
+
+    // A Service may have an endpoint there. A process of the node has no address that answers to it find but the node's there.
+    lab.cluster.put_node_port("web", VIP, &PORTS, NODE_PORT)?;
+    lead_to(&lab, STORAGE, "", 1)?;
+    for (client, source) in [(&n1.netns, FIRST), (&a.netns, a.address)] {
+        let answer = eventually(SOON, || udp_answer(client, at(VIP, 80)))?;
+        ensure!(*answer.peer.ip() == source, "the storage host sees {} of {}", answer.peer, client.name());
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use core::ops::ControlFlow;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use shunt_common::{
     address::kind as address,
-    conntrack::kind,
+    conntrack::{CtEntry, CtKey, kind, translates},
     event::program,
     flow::Tuple,
     icmp::answer,
@@ -75,7 +75,7 @@ pub(crate) fn to_self<F: Ip>(skb: Skb, hook: Hook) -> Stage<Verdict> {
         }
         Served::Stacks | Served::Not => return ControlFlow::Break(Verdict::Pass),
     };
-    let next = route::lookup::<F>(to.dst);
+    let next = onward::<F>(hook, to.dst, false);
     // `lo` carries what nothing behind it does.
     if !matches!(next, Next::Host) && !deliver::fits_tunnel(skb, &flow) {
         let mtu = node!(mtu) as u16;
@@ -156,13 +156,22 @@ fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked, bef
         }
         return ControlFlow::Continue((to, next));
     }
-    let next = if to.dst == flow.tuple.dst { next } else { route::lookup_as::<F>(to.dst, fate == Fate::Back) };
+    let next = if to.dst == flow.tuple.dst { next } else { onward::<F>(hook, to.dst, fate == Fate::Back) };
     if !hook.egress
         && let Some(entry) = conntrack::find::<F>(&flow.tuple)
     {
         entry.hop = next.remember(before.epoch, skb.ifindex());
     }
     ControlFlow::Continue((to, next))
+}
+
+/// Where a packet goes on to whose destination was written anew. What leaves the host's stack can't be left to its routes once more.
+#[inline(always)]
+fn onward<F: Ip>(hook: Hook, dst: F::Addr, own: bool) -> Next {
+    match route::lookup_as::<F>(dst, own) {
+        Next::Native if hook.egress => Next::Outside,
+        next => next,
+    }
 }
 
 /// Whether a packet grows a hop older here: the stack has aged what comes from it, and ages itself what it is to have.
@@ -218,6 +227,7 @@ fn client<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>) -> Client {
 fn track<F: Ip>(skb: Skb, flow: &Flow<F>, hook: Hook, next: Next, tracked: Tracked) -> Stage<(Tuple<F>, Fate)> {
     let tuple = flow.tuple;
     match if tracked == Tracked::Perhaps { service::resume(flow, false) } else { Known::Nothing } {
+        Known::Ours(entry) if leaves_as_another(skb, flow, entry, next) => conntrack::forget(&CtKey::of(&tuple), entry),
         Known::Ours(entry) => {
             let fate = if entry.kind == kind::REPLY { Fate::Back } else { Fate::Forth };
             return ControlFlow::Continue((entry.translated(tuple.proto), fate));
@@ -243,6 +253,19 @@ fn track<F: Ip>(skb: Skb, flow: &Flow<F>, hook: Hook, next: Next, tracked: Track
         }
         _ => ControlFlow::Continue((tuple, Fate::Untracked)),
     }
+}
+
+/// Whether a masqueraded flow leaves with an address that it would not be given now: the node's is another, or the way out leads by another
+/// interface. A connection has to end then, which is its ends' to find out; anything else begins anew (as nf_nat does, net/netfilter/nf_nat_masquerade.c).
+#[inline(always)]
+fn leaves_as_another<F: Ip>(skb: Skb, flow: &Flow<F>, entry: &CtEntry<F>, next: Next) -> bool {
+    let is_masqueraded = entry.kind == kind::ORIGINAL && entry.backend == 0 && entry.translates == translates::HERE;
+    if !is_masqueraded || flow.tuple.proto == proto::TCP || !matches!(next, Next::Outside) {
+        return false;
+    }
+    let mut again = Opening::of(flow.tuple);
+    snat::choose_source(skb, &mut again);
+    again.to.src != entry.src
 }
 
 /// Writes what the packet must carry and lets it go. `flow` is what the packet carries now.
