@@ -48,12 +48,25 @@ pub mod seen {
     pub const ANY: u8 = 1;
     /// A TCP FIN.
     pub const FIN: u8 = 2;
-    /// A TCP RST, and nothing since.
+    /// A TCP RST that its receiver believes, and nothing since.
     pub const RST: u8 = 4;
-    /// A TCP segment that acknowledges, so that the other end has answered; of flows that are translated [`THERE`](super::translates::THERE).
+    /// A TCP segment that acknowledges, so that the other end has answered.
     pub const ACK: u8 = 8;
     /// A packet from the wire or the tunnel whose transport checksum stood in it, whole; noted only where the program at XDP asks for it.
     pub const WHOLE: u8 = 16;
+    /// A TCP RST that its receiver would not believe, and nothing since.
+    pub const STRAY_RST: u8 = 32;
+}
+
+/// Whether the receiver of a RST believes it: where it expects the sender to go on (RFC 9293, 3.10.7.4), which is what it acknowledged last. Both
+/// by their highest byte.
+///
+/// That is 16 to 32 MiB: a flow's entry learns of an acknowledgement when a packet goes the long way, once in some seconds. Of resets with a random
+/// sequence number one in 128 is believed.
+#[must_use]
+#[inline(always)]
+pub const fn believes_reset(acknowledged: u8, sequence: u8) -> bool {
+    sequence.wrapping_sub(acknowledged) <= 1
 }
 
 /// Where a packet goes once it is translated, as [`Hop::kind`] says it.
@@ -131,8 +144,8 @@ abi! {
         pub translates: u8,
         /// Bits of [`seen`].
         pub seen: u8,
-        /// Zero.
-        pub reserved: u8,
+        /// Highest byte of the sequence number that a TCP packet acknowledged here last, see [`believes_reset`]; with [`seen::ACK`].
+        pub acknowledged: u8,
         /// Where packets go.
         pub hop: Hop,
     }
@@ -191,7 +204,7 @@ impl<F: Family> CtEntry<F> {
             kind: kind::REPLY,
             translates: (original != translated) as u8,
             seen: 0,
-            reserved: 0,
+            acknowledged: 0,
             hop: Hop::UNKNOWN,
         }
     }

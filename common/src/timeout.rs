@@ -14,7 +14,7 @@ pub const fn tick(nanoseconds: u64) -> u32 {
 pub const SYN_SENT: u32 = 60;
 /// An established TCP connection: kube-proxy's `tcpEstablishedTimeout`.
 pub const ESTABLISHED: u32 = 24 * 3600;
-/// One side has closed: kube-proxy's `tcpCloseWaitTimeout`.
+/// One side has closed, or a reset came that was not to be believed: kube-proxy's `tcpCloseWaitTimeout`.
 pub const CLOSE_WAIT: u32 = 3600;
 /// Both sides have closed, or one has reset.
 pub const CLOSED: u32 = 10;
@@ -37,7 +37,7 @@ pub const fn of(protocol: u8, one: u8, other: u8) -> u32 {
         proto::TCP => {
             if is_closed(one, other) {
                 CLOSED
-            } else if (one | other) & seen::FIN != 0 {
+            } else if (one | other) & (seen::FIN | seen::STRAY_RST) != 0 {
                 CLOSE_WAIT
             } else if one & seen::ANY == 0 || other & seen::ANY == 0 {
                 SYN_SENT
@@ -93,6 +93,8 @@ mod tests {
             (seen::ANY | seen::FIN, seen::ANY | seen::FIN, CLOSED),
             (seen::ANY | seen::RST, seen::ANY, CLOSED),
             (seen::ANY, seen::ANY | seen::RST, CLOSED),
+            (seen::ANY | seen::STRAY_RST, seen::ANY, CLOSE_WAIT),
+            (seen::ANY | seen::RST, seen::ANY | seen::STRAY_RST, CLOSED),
         ] {
             assert_eq!(of(proto::TCP, one, other), expected, "{one:#b} {other:#b}");
         }

@@ -5,6 +5,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use shunt_common::{
+    conntrack::CtEntry,
     net::{Family, Ip4, V4},
     shortcut::Link,
 };
@@ -13,7 +14,7 @@ use crate::{
     count,
     packet::{parse::Flow, refuse::Refusal, skb::Skb},
     stages::{
-        deliver, direct, fragment, icmp, service,
+        conntrack, deliver, direct, fragment, icmp, service,
         snat::{self, Opening},
     },
 };
@@ -44,6 +45,11 @@ where
 
     /// [`service::try_choose`].
     fn choose_backend(opening: &mut Opening<Self>, client: u32) -> u32
+    where
+        Self: crate::packet::parse::Ip;
+
+    /// [`conntrack::try_note`].
+    fn note_packet(entry: &mut CtEntry<Self>, tcp: u32) -> u32
     where
         Self: crate::packet::parse::Ip;
 
@@ -82,6 +88,11 @@ impl Subprograms for V4 {
     #[inline(always)]
     fn choose_backend(opening: &mut Opening<V4>, client: u32) -> u32 {
         choose_backend_v4(opening, client)
+    }
+
+    #[inline(always)]
+    fn note_packet(entry: &mut CtEntry<V4>, tcp: u32) -> u32 {
+        note_packet_v4(entry, tcp)
     }
 
     #[inline(always)]
@@ -132,6 +143,13 @@ extern "C" fn resume_named_v4(flow: *mut Flow<V4>, opening: *mut Opening<V4>) ->
 extern "C" fn choose_backend_v4(opening: *mut Opening<V4>, client: u32) -> u32 {
     // SAFETY: as above.
     unsafe { opening.as_mut() }.map_or(NULL, |opening| service::try_choose(opening, client))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_packet_v4(entry: *mut CtEntry<V4>, tcp: u32) -> u32 {
+    // SAFETY: as above.
+    unsafe { entry.as_mut() }.map_or(NULL, |entry| conntrack::try_note(entry, tcp))
 }
 
 #[unsafe(no_mangle)]

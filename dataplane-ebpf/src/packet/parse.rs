@@ -65,6 +65,8 @@ pub(crate) struct Flow<F: Family> {
     pub(crate) l4_len: u32,
     /// TCP flags, else 0.
     pub(crate) tcp_flags: u8,
+    /// Highest byte of a TCP sequence number: of the next that the packet asks for; of a RST, its own. In one, for want of stack.
+    pub(crate) sequence: u8,
     /// Time to live.
     pub(crate) ttl: u8,
     /// Type of service, ECN included.
@@ -217,6 +219,7 @@ impl Ip for V4 {
             l4: at + header_len as u64,
             l4_len: 8,
             tcp_flags: 0,
+            sequence: 0,
             ttl: ip.ttl,
             tos: ip.tos,
             part,
@@ -241,21 +244,21 @@ impl Ip for V4 {
         }
         let l4 = at + size_of::<Ipv4Header>() as u64;
         let len = ip_len - size_of::<Ipv4Header>() as u32;
-        let (l4_len, tcp_flags) = match ip.proto {
+        let (l4_len, tcp_flags, sequence) = match ip.proto {
             proto::UDP => {
                 let udp_len = u32::from(u16::from_be(headers.udp_len));
                 if (udp_len < 8 || udp_len > len) && frame.gso_size() == 0 {
                     return None;
                 }
-                (8, 0)
+                (8, 0, 0)
             }
             proto::TCP => {
-                let [offset, flags] = frame.read::<[u8; 2]>(l4 + 12)?;
+                let [sequence, _, _, _, offset, flags] = frame.read::<[u8; 6]>(l4 + 8)?;
                 let l4_len = u32::from(offset >> 4) * 4;
                 if l4_len < 20 || l4_len > len || flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
                     return None;
                 }
-                (l4_len, flags)
+                (l4_len, flags, sequence)
             }
             _ => return None,
         };
@@ -270,6 +273,7 @@ impl Ip for V4 {
             l4,
             l4_len,
             tcp_flags,
+            sequence,
             ttl: ip.ttl,
             tos: ip.tos,
             part: Part::Whole,
@@ -313,12 +317,14 @@ fn parse_l4<F: Family>(skb: Skb, flow: &mut Flow<F>, len: u32) -> Result<(), Dro
     };
     match flow.tuple.proto {
         proto::TCP => {
-            let [offset, flags] = skb.read::<[u8; 2]>(l4 + 12).ok_or(DropReason::Malformed)?;
+            let [own, _, _, _, acknowledged, _, _, _, offset, flags] =
+                skb.read::<[u8; 10]>(l4 + 4).ok_or(DropReason::Malformed)?;
             flow.l4_len = u32::from(offset >> 4) * 4;
             if flow.l4_len < 20 || flow.l4_len > len {
                 return Err(DropReason::Malformed);
             }
             flow.tcp_flags = flags;
+            flow.sequence = if flags & tcp::RST != 0 { own } else { acknowledged };
         }
         proto::ICMP => {
             // Type is the first byte on the wire.

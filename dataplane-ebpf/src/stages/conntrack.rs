@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
 use shunt_common::{
-    conntrack::{CtEntry, CtKey, seen, translates},
+    conntrack::{CtEntry, CtKey, believes_reset, seen, translates},
     flow::Tuple,
     net::proto,
     shortcut, timeout,
@@ -43,32 +43,42 @@ pub(crate) fn find<F: Ip>(tuple: &Tuple<F>) -> Option<&'static mut CtEntry<F>> {
     F::conntrack().get_ptr_mut(CtKey::of(tuple)).map(|entry| unsafe { &mut *entry })
 }
 
-/// Notes that a packet met its entry. Writes only what changes, so that a busy flow's entry stays shared between CPUs.
+/// Notes that a packet met its entry.
 #[inline(always)]
 pub(crate) fn touch<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
+    F::note_packet(entry, u32::from(flow.tcp_flags) | u32::from(flow.sequence) << 8);
+}
+
+/// The body of [`touch`]: see [`crate::subprograms`]. `tcp` has the packet's flags in its low byte, then [`Flow::sequence`]. Writes only what
+/// changes, so that a busy flow's entry stays shared between CPUs.
+#[inline(always)]
+pub(crate) fn try_note<F: Ip>(entry: &mut CtEntry<F>, tcp: u32) -> u32 {
+    let (flags, sequence) = (tcp as u8, (tcp >> 8) as u8);
     let now = now();
     if entry.last_seen != now {
         entry.last_seen = now;
     }
-    // A packet after a reset shows that the reset was not believed: an invalid one, out of the window.
-    let mut bits = (entry.seen & !seen::RST) | seen::ANY;
-    if flow.tcp_flags & tcp::FIN != 0 {
-        bits |= seen::FIN;
+    // A packet after a reset shows that the reset was not believed.
+    let mut bits = (entry.seen & !(seen::RST | seen::STRAY_RST)) | seen::ANY;
+    if flags & tcp::RST != 0 {
+        // SAFETY: read at once, see `find`.
+        let receiver = unsafe { F::conntrack().get(entry.peer(proto::TCP)) };
+        let is_stray =
+            receiver.is_some_and(|receiver| receiver.seen & seen::ACK != 0 && !believes_reset(receiver.acknowledged, sequence));
+        bits |= if is_stray { seen::STRAY_RST } else { seen::RST };
+    } else if flags & tcp::ACK != 0 {
+        bits |= seen::ACK;
+        if entry.acknowledged != sequence {
+            entry.acknowledged = sequence;
+        }
     }
-    if flow.tcp_flags & tcp::RST != 0 {
-        bits |= seen::RST;
+    if flags & tcp::FIN != 0 {
+        bits |= seen::FIN;
     }
     if entry.seen != bits {
         entry.seen = bits;
     }
-}
-
-/// Notes that a packet acknowledges, of a flow whose answers are not seen.
-#[inline(always)]
-pub(crate) fn note_ack<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>) {
-    if flow.tcp_flags & tcp::ACK != 0 && entry.seen & seen::ACK == 0 {
-        entry.seen |= seen::ACK;
-    }
+    0
 }
 
 /// Notes that the packets under an entry come with whole checksums, so that the program at XDP may mend them: it doesn't see whether they are.
@@ -83,8 +93,14 @@ pub(crate) fn note_whole<F: Ip>(entry: &mut CtEntry<F>, flow: &Flow<F>, skb: Skb
 /// Whether the flow of an entry is over, so that its tuples may serve another.
 #[inline(always)]
 pub(crate) fn is_over<F: Ip>(entry: &CtEntry<F>, protocol: u8) -> bool {
+    is_over_with(entry, &entry.peer(protocol), protocol)
+}
+
+/// The same, given the key of the flow's other entry: there is no stack for more than one.
+#[inline(always)]
+fn is_over_with<F: Ip>(entry: &CtEntry<F>, peer: &CtKey<F>, protocol: u8) -> bool {
     // SAFETY: read at once, see `find`.
-    let peer = unsafe { F::conntrack().get(entry.peer(protocol)) };
+    let peer = unsafe { F::conntrack().get(peer) };
     if protocol == proto::TCP && entry.is_closed(peer.map_or(0, |peer| peer.seen)) {
         return true;
     }
@@ -136,29 +152,31 @@ pub(crate) fn reserve<F: Ip>(key: &CtKey<F>, entry: &CtEntry<F>) -> Result<(), R
 /// Frees the key of an answer if its holder is over.
 #[inline(always)]
 pub(crate) fn reclaim_over<F: Ip>(answer: &CtKey<F>) {
-    free_if(answer, |holder| is_over(holder, answer.proto as u8));
+    free_if(answer, |holder, peer| is_over_with(holder, peer, answer.proto as u8));
 }
 
 /// Frees the key of a flow's answer if its holder is the same flow's past.
 #[inline(always)]
 pub(crate) fn reclaim_past<F: Ip>(original: &Tuple<F>, answer: &CtKey<F>) {
-    free_if(answer, |holder| holder.peer(original.proto) == CtKey::of(original));
+    free_if(answer, |_, peer| peer.tuple() == *original);
 }
 
 /// Frees the key of a flow's answer if its holder is the same flow's past, or is over.
 #[inline(always)]
 pub(crate) fn reclaim<F: Ip>(original: &Tuple<F>, answer: &CtKey<F>) {
-    free_if(answer, |holder| holder.peer(original.proto) == CtKey::of(original) || is_over(holder, original.proto));
+    free_if(answer, |holder, peer| peer.tuple() == *original || is_over_with(holder, peer, original.proto));
 }
 
 #[inline(always)]
-fn free_if<F: Ip>(answer: &CtKey<F>, may_go: impl FnOnce(&CtEntry<F>) -> bool) {
+fn free_if<F: Ip>(answer: &CtKey<F>, may_go: impl FnOnce(&CtEntry<F>, &CtKey<F>) -> bool) {
     if let Some(holder) = F::conntrack().get_ptr_mut(answer)
         // SAFETY: as for `find`.
         && let holder = unsafe { &*holder }
-        && may_go(holder)
+        && let peer = holder.peer(answer.proto as u8)
+        && may_go(holder, &peer)
     {
-        forget(answer, holder);
+        remove(&peer);
+        remove(answer);
     }
 }
 

@@ -234,10 +234,7 @@ fn settle<F: Ip>(
         Known::Ours(entry) => {
             let fate = match entry.translates {
                 translates::NOTHING => Fate::AsItIs,
-                translates::THERE => {
-                    conntrack::note_ack(entry, flow);
-                    Fate::TranslatedThere
-                }
+                translates::THERE => Fate::TranslatedThere,
                 _ => {
                     conntrack::note_whole(entry, flow, skb);
                     Fate::Translated

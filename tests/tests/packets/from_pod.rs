@@ -2,6 +2,7 @@
 
 use shunt_common::{
     address::{Address, Route, kind, route},
+    conntrack::seen,
     net::{Ip4, Mac, proto},
     service::{Run, flags, state},
     verdict::Counter,
@@ -526,7 +527,7 @@ fn a_fin_from_both_sides_is_seen() {
     dataplane.run(PROGRAM, &tcp(POD, 5, OTHER_POD, 6, SYN).bytes());
     dataplane.run(PROGRAM, &tcp(POD, 5, OTHER_POD, 6, FIN | ACK).bytes());
     let original = dataplane.flows().into_iter().find(|(key, _)| key.dport.to_host() == 6).expect("the flow");
-    assert_eq!(original.1.seen, shunt_common::conntrack::seen::ANY | shunt_common::conntrack::seen::FIN);
+    assert_eq!(original.1.seen, seen::ANY | seen::FIN | seen::ACK);
 }
 
 #[test]

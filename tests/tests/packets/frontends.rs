@@ -4,6 +4,7 @@ use shunt_common::{
     address::{Address, kind},
     net::proto,
     service::{Run, Service, flags, state},
+    timeout,
 };
 
 use crate::{
@@ -350,6 +351,40 @@ fn invalid_segments_of_a_flow_from_outside_are_harmless() {
             (expected, Redirect),
             "flags {flags:#x}: to the backend, which judges it"
         );
+    }
+}
+
+#[test]
+fn a_reset_that_its_receiver_would_not_believe_ends_nothing() {
+    let mut dataplane = Dataplane::new();
+    node_port(&mut dataplane, proto::TCP, &[(POD, 8080)], flags::KEEP_SOURCE);
+    // RFC 9293: the sequence number begins at byte 4 of the header, what is acknowledged at byte 8.
+    let numbered = |packet: Packet, sequence: u8, acknowledged: u8| {
+        let mut bytes = packet.bytes();
+        (bytes[38], bytes[42]) = (sequence, acknowledged);
+        bytes
+    };
+    let segment = |flags| arriving(tcp(OUTSIDE, 40_000, NODE_IP, NODE_PORT, flags));
+    let answer = |flags| tcp(POD, 8080, OUTSIDE, 40_000, flags);
+    dataplane.run("from_wire", &numbered(segment(SYN), 0x10, 0));
+    dataplane.run("from_pod", &numbered(answer(SYN | ACK), 0xa0, 0x10));
+    dataplane.run("from_wire", &numbered(segment(ACK), 0x10, 0xa0));
+    for (program, reset, expected) in [
+        ("from_pod", numbered(answer(ACK), 0xa0, 0x10), timeout::ESTABLISHED),
+        ("from_wire", numbered(segment(RST), 0x7f, 0), timeout::CLOSE_WAIT),
+        ("from_pod", numbered(answer(RST | ACK), 0x10, 0x10), timeout::CLOSE_WAIT),
+        // What follows tells that nobody believed it.
+        ("from_wire", numbered(segment(ACK), 0x10, 0xa0), timeout::CLOSE_WAIT),
+        ("from_pod", numbered(answer(ACK), 0xa0, 0x10), timeout::ESTABLISHED),
+        // The end of what was acknowledged may lie in the next 16 MiB.
+        ("from_wire", numbered(segment(RST), 0x11, 0), timeout::CLOSED),
+        ("from_wire", numbered(segment(ACK), 0x10, 0xa0), timeout::ESTABLISHED),
+        ("from_pod", numbered(answer(RST), 0xa0, 0), timeout::CLOSED),
+    ] {
+        assert_eq!(dataplane.run(program, &reset).verdict, Redirect, "whoever it is for judges it");
+        let flows = dataplane.flows();
+        let [(_, one), (_, other)] = flows.as_slice() else { panic!("{flows:?}") };
+        assert_eq!(one.timeout(other.seen, proto::TCP), expected, "after {program}: {flows:?}");
     }
 }
 
