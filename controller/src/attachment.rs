@@ -109,6 +109,12 @@ impl Pod {
         if self.pod.name.is_empty() { self.attachment.to_string() } else { format!("{}/{}", self.pod.namespace, self.pod.name) }
     }
 
+    /// Whether ports of the node lead to it.
+    #[must_use]
+    pub fn has_host_ports(&self) -> bool {
+        !self.port_mappings.is_empty()
+    }
+
     /// What the node's ports that lead to it are for the rest of the dataplane.
     pub fn host_ports(&self) -> impl Iterator<Item = HostPort> {
         self.port_mappings.iter().map(|mapping| HostPort {

@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     io, mem,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use aya::maps::MapData;
 
 use crate::netns::Netns;
 
@@ -125,6 +126,17 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
     let [o0, o1] = off.to_le_bytes();
     let [i0, i1, i2, i3] = imm.to_le_bytes();
     u64::from_ne_bytes([code, dst | src << 4, o0, o1, i0, i1, i2, i3])
+}
+
+/// Makes the kernel refuse every write to a pinned map from user space, for good (`BPF_MAP_FREEZE`): as if it had no room, or a policy forbade it.
+///
+/// # Errors
+/// There is no such map.
+pub fn freeze(map: &Path) -> Result<()> {
+    const MAP_FREEZE: libc::c_long = 22;
+    let data = MapData::from_pin(map).with_context(|| format!("cannot open {}", map.display()))?;
+    let mut attr = data.fd().as_fd().as_raw_fd();
+    run(MAP_FREEZE, &mut attr).with_context(|| format!("cannot freeze {}", map.display())).map(drop)
 }
 
 /// A command that answers with a descriptor.

@@ -9,9 +9,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use shunt_common::{config::link_local::GATEWAY, service::kind};
+use shunt::kernel::pins::PinDir;
+use shunt_common::{config::link_local::GATEWAY, maps, service::kind};
 use shunt_lab::{
     both_translations,
+    foreign::freeze,
     lab::{Lab, eventually},
     netns::Netns,
     node::Node,
@@ -272,4 +274,25 @@ fn a_services_health_check_has_its_port_before_any_pod() -> Result<()> {
         ensure!(n1.status()?.problems.is_empty());
         Ok(())
     })
+}
+
+#[test]
+fn what_cannot_be_written_keeps_only_those_pods_from_coming_and_going_that_have_ports() -> Result<()> {
+    let lab = Lab::build(&PAIR)?;
+    let (n1, a) = (lab.node("n1"), lab.pod("n1", "a")?);
+    let _server = serve_pod(&a)?;
+    freeze(&PinDir::new(n1.pin_dir()).map(&maps::SERVICES))?;
+    lab.cluster.put_service("late", Ipv4Addr::new(10, 96, 0, 77), &PORTS)?;
+    eventually(SOON, || {
+        let reasons = n1.status()?.reasons.join("\n");
+        ensure!(reasons.contains("SERVICES"), "n1 says {reasons}");
+        Ok(())
+    })?;
+    let b = lab.pod("n1", "b")?;
+    tcp_answer(&b.netns, SocketAddrV4::new(a.address, TARGET))?;
+    b.delete(n1)?;
+    let refusal =
+        Pod::add_with(n1, "c", mappings(HOST_PORT, None)).err().context("a pod whose ports lead nowhere was added")?;
+    ensure!(format!("{refusal:#}").contains("SERVICES"), "{refusal:#}");
+    Ok(())
 }

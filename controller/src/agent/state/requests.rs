@@ -50,7 +50,10 @@ impl State {
         let Some(up) = &mut self.up else { return Err(self.not_ready()) };
         let ifindex = pods::attach(&mut up.dataplane, &pod, request.netns_cookie).map_err(|error| failed(&error))?;
         up.pods.insert(key.clone(), (pod.clone(), ifindex));
-        self.follow_host_ports(None)?;
+        // A pod without any has no part in what holds others up.
+        if pod.has_host_ports() {
+            self.follow_host_ports(None)?;
+        }
         tracing::debug!(pod = %key, address = %pod.address, "pod attached");
         self.tell(Happening::PodAttached(pod));
         Ok(())
@@ -71,7 +74,9 @@ impl State {
 
     pub(in crate::agent) fn pod_delete(&mut self, key: &AttachmentKey) -> Result<(), Refusal> {
         // What leads to the pod goes before the pod does.
-        self.follow_host_ports(Some(key))?;
+        if self.ipam.pods().get(key).is_some_and(Pod::has_host_ports) {
+            self.follow_host_ports(Some(key))?;
+        }
         let pod = self.ipam.pods().get(key).cloned();
         let interface = pod.as_ref().map_or_else(|| key.host_interface(), |pod| pod.host_interface.clone());
         let dataplane = self.up.as_mut().map(|up| &mut up.dataplane);
