@@ -195,7 +195,15 @@ enum Fate {
 #[inline(always)]
 fn ask<F: Ip>(skb: Skb, hook: Hook, flow: &Flow<F>, next: Next) -> Served<F> {
     let is_virtual = matches!(next, Next::Service);
-    if !is_virtual && (hook.program == program::FROM_HOST || !matches!(next, Next::Host) || !service::is_at_node(flow)) {
+    let is_frontend = match next {
+        Next::Service => true,
+        _ if hook.program == program::FROM_HOST || !service::is_at_node(flow) => false,
+        Next::Host => true,
+        // A load balancer's address may be another node's. Most that is for elsewhere at such a port is for a pod.
+        Next::Tunnel { .. } => service::is_frontend(flow),
+        _ => false,
+    };
+    if !is_frontend {
         return Served::Not;
     }
     match service::resume(flow, true) {

@@ -70,6 +70,18 @@ pub(crate) fn is_at_node<F: Ip>(flow: &Flow<F>) -> bool {
     is_node_port(flow.tuple.proto, flow.tuple.dport)
 }
 
+/// Whether a packet is for a Service by its address and port.
+#[inline(always)]
+pub(crate) fn is_frontend<F: Ip>(flow: &Flow<F>) -> bool {
+    // SAFETY: only asked whether there is one.
+    unsafe { F::services().get(frontend_of(&flow.tuple)) }.is_some()
+}
+
+#[inline(always)]
+fn frontend_of<F: Ip>(tuple: &Tuple<F>) -> ServiceKey<F> {
+    ServiceKey { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, reserved: 0 }
+}
+
 /// What is known of a packet's flow.
 pub(crate) enum Known<F: Ip> {
     /// It goes on as its entry says.
@@ -172,9 +184,8 @@ pub(crate) struct Choice<F: Ip> {
 /// The backend of a flow that is to be opened, or the number of a drop reason, perhaps with [`REFUSE`]. `client` is a [`Client`].
 #[inline(always)]
 pub(crate) fn choose<F: Ip>(from: &Tuple<F>, client: u32) -> Result<Choice<F>, u32> {
-    let frontend = ServiceKey { addr: from.dst, port: from.dport, proto: from.proto, reserved: 0 };
     // SAFETY: the value is read in place; the agent replaces values whole.
-    let Some(service) = (unsafe { F::services().get(frontend) }) else {
+    let Some(service) = (unsafe { F::services().get(frontend_of(from)) }) else {
         return Err(DropReason::ServicePortUndefined as u32 | REFUSE);
     };
     let who = ServiceClient { service: service.id, addr: from.src };

@@ -355,6 +355,29 @@ fn invalid_segments_of_a_flow_from_outside_are_harmless() {
 }
 
 #[test]
+fn a_load_balancers_address_that_is_another_nodes_is_served_here_at_its_ports_alone() {
+    const LB_PORT: u16 = 8443;
+    let mut dataplane = Dataplane::new();
+    for protocol in [proto::TCP, proto::UDP] {
+        let run = dataplane.run_of(&[(OTHER_POD, 8080)]);
+        dataplane.node_port_at(PEER_IP, LB_PORT, protocol, serving(run, flags::KEEP_SOURCE));
+    }
+    for packet in [tcp(POD, 40_000, PEER_IP, LB_PORT, SYN), udp(POD, 40_000, PEER_IP, LB_PORT)] {
+        let expected = packet.clone().to(OTHER_POD).dport(8080).aged().bytes();
+        dataplane.run("from_pod", &packet.bytes()).is(Redirect, &expected, &["service_new_flow", "to_local_pod"]);
+        dataplane.run("from_pod", &packet.bytes()).is(Redirect, &expected, &["to_local_pod"]);
+    }
+    // The node's own ports, and a pod's that has the same number.
+    for (address, port) in [(PEER_IP, 22), (REMOTE_POD, LB_PORT)] {
+        let packet = udp(POD, 40_000, address, port);
+        for _ in 0..2 {
+            let inner = dataplane.run("from_pod", &packet.bytes()).tunnelled(0, &["to_tunnel"], &ETHERNET);
+            inner.is(Redirect, &packet.clone().aged().bytes(), &["to_tunnel"]);
+        }
+    }
+}
+
+#[test]
 fn a_reset_that_its_receiver_would_not_believe_ends_nothing() {
     let mut dataplane = Dataplane::new();
     node_port(&mut dataplane, proto::TCP, &[(POD, 8080)], flags::KEEP_SOURCE);
