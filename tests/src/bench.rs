@@ -146,8 +146,11 @@ impl Group {
             }
             Self::Services => {
                 "Through a Service over straight to its backend, and beside what kube-proxy writes for the same cluster: a ClusterIP is asked by \
-                 a pod of its backend's node, where its rules weigh most, a NodePort by a host outside. With 30,000 Services the nftables mode is \
-                 left out: the kernel takes minutes for its sets."
+                 a pod of its backend's node, where its rules weigh most, a NodePort by a host outside. There shunt translates as it does by default: a \
+                 pod's TCP to a ClusterIP is given its backend by `connect()`, so that its packets need nothing more; datagrams (round trips, first \
+                 datagrams), and all that comes through a NodePort, are translated packet by packet. With 30,000 Services the nftables mode is left out: its \
+                 kernel looks for each set among all. In the row of a process of the node a host outside asks another that has neither rules nor programs: \
+                 what that reaches bounds any proxy of Services on this machine."
             }
             Self::Programs => {
                 "What a program takes for one packet longer than a program that does nothing, by the way that the packet goes. Every run has a system \
@@ -155,9 +158,17 @@ impl Group {
             }
             Self::Control => {
                 "From a change of the cluster until it is in force, what an agent costs meanwhile, and what its restart and a takeover cost \
-                 those who are connected."
+                 those who are connected. No rival takes turns with ours here, which was measured alone; n says how often. Memory is what is resident of the \
+                 agent's process (VmRSS), without the kernel's memory for eBPF maps, whose sizes `docs/troubleshooting.md` has."
             }
-            Self::Scale => "The same questions to ever larger clusters.",
+            Self::Scale => {
+                "The same questions to ever larger clusters. No rival takes turns with ours here, for labs of this size don't stand together: at each size ours is \
+                 measured to its end, and then each mode of kube-proxy's rules, in a lab of its own minutes later; the machine may have changed \
+                 meanwhile. n says of how many starts, rounds or changes a figure is: starts, and the percentiles of one round of changes, are single ones, without a \
+                 spread, and rivals see fewer changes than ours. Their rules are written by our generator always, and what kube-proxy would spend before is \
+                 not in their figures. Memory is what is resident of the agent's process (VmRSS), without the kernel's for eBPF maps (`docs/troubleshooting.md` \
+                 has their sizes); that of the rivals' rules is the kernel's altogether and was not measured."
+            }
         }
     }
 }
@@ -239,7 +250,7 @@ fn chosen(words: &[String]) -> Result<Vec<&'static Measurement>> {
 /// no error: the table says so.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let chosen = chosen(&options.rows)?;
-    let (facts, mut report) = (Facts::gather(), Report::default());
+    let (facts, mut report) = (Facts::gather(options.kube_proxy().as_deref()), Report::default());
     let (mut arena, mut sizes) = (None, None);
     for Measurement { group, name, how } in chosen {
         eprintln!("{}: measuring {name}", facts.duration());

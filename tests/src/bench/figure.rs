@@ -6,6 +6,8 @@ pub(crate) struct Figure {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
+    /// Of how many values it is made: rounds, starts or changes. One has no spread.
+    pub(crate) count: usize,
 }
 
 impl Figure {
@@ -13,7 +15,7 @@ impl Figure {
     pub(crate) fn of(values: &[f64]) -> Self {
         let sorted = sorted(values);
         let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-        Self { median: median(values), min: end(sorted.first()), max: end(sorted.last()) }
+        Self { median: median(values), min: end(sorted.first()), max: end(sorted.last()), count: values.len() }
     }
 
     /// The ratio of two contenders' medians; min and max of the ratios round by round.
@@ -72,7 +74,7 @@ mod tests {
     #[test]
     fn a_ratio_is_of_medians_and_its_spread_of_rounds() {
         let figure = Figure::ratio(&[2.0, 4.0, 9.0], &[2.0, 2.0, 3.0]);
-        assert_eq!((figure.median, figure.min, figure.max), (2.0, 1.0, 3.0));
+        assert_eq!((figure.median, figure.min, figure.max, figure.count), (2.0, 1.0, 3.0, 3));
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert!(median(&[]).is_nan());
         assert_eq!(middle_mean(&[9000.0, 2.0, 4.0, -100.0]), 3.0);

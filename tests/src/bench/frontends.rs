@@ -10,7 +10,7 @@ use super::{
     report::{Better, Goal, Report},
     rival::MODES,
     samples::Samples,
-    sizes::{Frontend, Sizes},
+    sizes::{Frontend, Sizes, WITHOUT_SERVICES},
     throughput,
 };
 use crate::{lab::eventually, service::SOON};
@@ -47,7 +47,11 @@ fn measure(sizes: &Sizes, frontend: Frontend, options: &Options, report: &mut Re
     // The last percentile is of the slowest fifteen.
     let trips = if options.quick { 2_000 } else { 15_000 };
     let rounds = options.rounds();
-    let connections = Samples::take(rounds, &contenders, |it| connections::kiloconnections(it, period))?;
+    let mut connecting = contenders.clone();
+    if frontend == Frontend::NodePort {
+        connecting.push(sizes.without_services());
+    }
+    let connections = Samples::take(rounds, &connecting, |it| connections::kiloconnections(it, period))?;
     let round_trips = Samples::take_several(rounds, &contenders, |it| latency::percentiles(it, trips))?;
     let kept = Samples::take(rounds, &contenders, |it| http::kilorequests(it, true, period))?;
     let each = Samples::take(rounds, &contenders, |it| http::kilorequests(it, false, period))?;
@@ -77,7 +81,14 @@ fn measure(sizes: &Sizes, frontend: Frontend, options: &Options, report: &mut Re
     for measured in measured {
         publish(report, sizes, frontend, measured);
     }
+    bound(report, &connections);
     Ok(())
+}
+
+/// What no proxy of Services can go beyond on this machine; nothing where that was not measured.
+fn bound(report: &mut Report, connections: &Samples) {
+    let name = "(a process of the node without any Service, over iptables through a NodePort, 10,000 Services)";
+    connections.row(report, name, WITHOUT_SERVICES, "iptables (10,000)", Goal::None, "k/s");
 }
 
 fn publish(report: &mut Report, sizes: &Sizes, frontend: Frontend, measured: Measured<'_>) {

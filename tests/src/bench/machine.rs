@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    path::Path,
     process::Command,
     time::{Duration, Instant, SystemTime},
 };
@@ -27,8 +28,8 @@ impl Default for Facts {
 }
 
 impl Facts {
-    /// Of this machine and its programs, now.
-    pub(crate) fn gather() -> Self {
+    /// Of this machine and its programs, now; `kube_proxy` is run where rules of kube-proxy are in force, if there is one.
+    pub(crate) fn gather(kube_proxy: Option<&Path>) -> Self {
         let own: Vec<_> = env::args().skip(1).collect();
         let shunt = node::shunt_binary().ok().and_then(|shunt| version_of(Command::new(shunt).arg("--version")));
         let list = vec![
@@ -44,6 +45,7 @@ impl Facts {
             ("nftables", version("nft", "--version")),
             ("iproute2", version("ip", "-V")),
             ("iperf3", version("iperf3", "--version")),
+            ("kube-proxy", writer_of_rules(kube_proxy)),
         ];
         let list = list.into_iter().map(|(name, fact)| (name, if fact.is_empty() { "unknown".to_owned() } else { fact }));
         Self { list: list.collect(), command: format!("cargo xtask {}", own.join(" ")), begin: Instant::now() }
@@ -54,6 +56,19 @@ impl Facts {
         let seconds = self.begin.elapsed().as_secs();
         format!("{} min {} s", seconds / 60, seconds % 60)
     }
+}
+
+/// Who wrote the rules that Services of the rivals go by.
+fn writer_of_rules(kube_proxy: Option<&Path>) -> String {
+    let Some(program) = kube_proxy else {
+        return "none on this machine: rules as Kubernetes 1.36's writes them, by our generator (`tests/src/kube_proxy/`)"
+            .to_owned();
+    };
+    let version = version_of(Command::new(program).arg("--version")).unwrap_or_else(|| "of an unknown version".to_owned());
+    format!(
+        "{version} ({}) where packets and connections are counted; rules by our generator where starts, changes and takeovers are",
+        program.display()
+    )
 }
 
 fn now() -> String {
@@ -99,4 +114,25 @@ fn version_of(command: &mut Command) -> Option<String> {
     let output = command::output(command).ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     output.status.success().then(|| text.lines().next().map(|line| line.trim().to_owned()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_who_wrote_the_rivals_rules() {
+        let fact = |program: Option<&Path>| {
+            let facts = Facts::gather(program).list;
+            facts.into_iter().find(|(name, _)| *name == "kube-proxy").map(|(_, fact)| fact).unwrap_or_default()
+        };
+        assert!(fact(None).starts_with("none on this machine: rules as Kubernetes 1.36's writes them, by our generator"));
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("kube-proxy");
+        std::os::unix::fs::symlink("/bin/echo", &program).unwrap();
+        let known = fact(Some(&program));
+        assert!(known.contains(" where packets and connections are counted; rules by our generator"), "{known}");
+        assert!(known.contains(&program.display().to_string()) && !known.contains("unknown"), "{known}");
+        assert!(fact(Some(&dir.path().join("nothing"))).starts_with("of an unknown version"));
+    }
 }

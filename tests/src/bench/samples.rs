@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn what_a_contender_yielded_is_found_by_its_name_and_cpu_time_goes_by_the_work() -> Result<()> {
         let samples = Samples::made_up(&[("shunt", &[4.0, 6.0, 5.0]), ("flannel", &[2.0])]);
-        let Figure { median, min, max } = samples.figure("shunt").context("it took part")?;
+        let Figure { median, min, max, .. } = samples.figure("shunt").context("it took part")?;
         assert_eq!((median, min, max, samples.cpu("shunt")), (5.0, 4.0, 6.0, Some(1000.0)));
         assert!(samples.figure("veth").is_none() && samples.cpu("veth").is_none());
         // Nobody counted.

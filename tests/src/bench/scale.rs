@@ -42,9 +42,9 @@ const SPREAD: Duration = Duration::from_millis(120);
 const SPREAD_CHANGES: usize = 300;
 
 /// Why a start may take longer than a rival's.
-const REASON_OF_STARTS: &str = "ours is a process from its start on, which loads and attaches all programs (some 0.6 s), hears the cluster from an API \
-                                server and writes it; theirs is iptables-restore or nft alone, without the kube-proxy that would have to start and \
-                                hear the cluster before";
+const REASON_OF_STARTS: &str = "ours is a process from its start on, which loads and attaches all programs, hears the cluster from an API server and \
+                                writes it; theirs is iptables-restore or nft alone, without the kube-proxy that would have to start and hear the \
+                                cluster before";
 
 /// Points of a curve: a size and a figure.
 type Points = Vec<(f64, Figure)>;
@@ -84,8 +84,12 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         let theirs = if options.quick && is_largest { None } else { Some(rivals(options, cluster, &mut lines)?) };
         if let Some(ours) = ours.filter(|_| is_largest) {
             let goal = Goal::AtMost(10.0);
-            let theirs = theirs.into_iter().flatten().zip(MODES);
-            let their: String = theirs.map(|(figure, (name, _))| format!("; {name} {} ms", shown(figure.median))).collect();
+            let theirs = theirs
+                .into_iter()
+                .flatten()
+                .zip(MODES)
+                .map(|(figure, (name, _))| format!("; {name} {} ms by {} changes", shown(figure.median), figure.count));
+            let their: String = theirs.collect();
             let Effects { figure, p99, changes, lasted } = ours;
             let detail = format!(
                 "from the write to the server until every new connection of a client goes to the new backend; {changes} changes in \

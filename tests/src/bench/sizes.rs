@@ -5,7 +5,9 @@
 //! ```
 //!
 //! Every node is the only one of its cluster, in which one Service leads to pod b. Its name is in the middle of all: where kube-proxy
-//! writes its rules is chance.
+//! writes its rules is chance. Ours give a backend by `connect()` where they can, as they do by default.
+//!
+//! Beside them is a node without any Service, which a host outside asks for a process of its own.
 
 use std::{net::Ipv4Addr, thread};
 
@@ -32,6 +34,7 @@ use crate::{
     synthetic::Cluster,
     topology::{Fabric, Kind, NodeSpec, Topology, Wire, node_address},
     traffic::iperf,
+    translation::Translation,
 };
 
 /// One size: nodes and what their contenders are called, ours and one for each of [`MODES`] or the first of them.
@@ -59,7 +62,10 @@ const fn outside(name: &'static str) -> NodeSpec {
     NodeSpec::new(name, Kind::Bare)
 }
 
-const NODES: [NodeSpec; 22] = [
+/// The node without Services is the first.
+const NODES: [NodeSpec; 24] = [
+    outside("p"),
+    outside("p-x"),
     node("s1"),
     outside("s1-x"),
     node("i1"),
@@ -84,7 +90,7 @@ const NODES: [NodeSpec; 22] = [
     outside("i4-x"),
 ];
 const ALL: Topology = Topology { nodes: &NODES, fabric: Fabric::Cables, wire: Wire::Offloaded };
-const FEW: Topology = Topology { nodes: NODES.first_chunk::<12>().unwrap(), ..ALL };
+const FEW: Topology = Topology { nodes: NODES.first_chunk::<14>().unwrap(), ..ALL };
 
 /// Of the Service that is asked, each with the same number at pod b, at the ClusterIP and at the node.
 const PORTS: [Port; 4] = [
@@ -114,6 +120,14 @@ impl Frontend {
     }
 }
 
+/// What the contender on no Service's way is called.
+pub(super) const WITHOUT_SERVICES: &str = "a process";
+
+/// Which of the hosts that are no nodes is at the other end of a numbered node's cable: every cable has one, the first has two.
+fn outside_of(number: u8) -> usize {
+    usize::from(number) / 2 + 1
+}
+
 /// The standing nodes.
 pub(super) struct Sizes {
     /// Ended before the lab is removed.
@@ -134,7 +148,7 @@ struct Side {
 impl Sizes {
     pub(super) fn build(options: &Options) -> Result<Self> {
         let (sizes, topology) = if options.quick { (&SIZES[..2], &FEW) } else { (&SIZES[..], &ALL) };
-        let mut lab = Lab::wired(topology)?;
+        let mut lab = Lab::wired_with(topology, Translation::Connect)?;
         let (mut sides, mut clusters) = (Vec::new(), Vec::new());
         for size in sizes {
             let nodes = size.nodes[1..].iter().zip(MODES);
@@ -149,7 +163,9 @@ impl Sizes {
         for side in sides.iter().filter(|side| side.ours.is_some()) {
             // Each of the ports is one at the virtual IP and one at the node.
             let frontends = side.size.services - 1 + 2 * PORTS.len() as u32;
-            wait_for_services(lab.node(side.size.nodes[0]), u64::from(frontends))?;
+            let node = lab.node(side.size.nodes[0]);
+            wait_for_services(node, u64::from(frontends))?;
+            Translation::Connect.check(node)?;
         }
         sides.sort_by_key(|side| side.size.services);
         Ok(Self { _running: running, lab, sides })
@@ -181,9 +197,15 @@ impl Sizes {
         contenders
     }
 
+    /// A process of a node without any Service, asked by the host outside: nothing is translated on the way.
+    pub(super) fn without_services(&self) -> Contender<'_> {
+        let [node, outside] = [0, 1].map(|index| &self.lab.bare[index]);
+        Contender::new(WITHOUT_SERVICES, (outside, node_address(2)), (node, node_address(1)))
+    }
+
     /// The host at the other end of a node's cable. Numbers begin with 1, and the host's follows the node's.
     fn outside(&self, node: &Node) -> End<'_> {
-        (&self.lab.bare[usize::from(node.number) / 2], node_address(node.number + 1))
+        (&self.lab.bare[outside_of(node.number)], node_address(node.number + 1))
     }
 
     /// What was measured over the sizes, with a line for each way; and the CPU time that a piece of work took, if it was counted.
@@ -275,9 +297,19 @@ mod tests {
     fn ports_can_be_node_ports_and_sizes_fit_their_nodes() {
         assert!(PORTS.iter().all(|port| port.port == port.target && (30_000..=32_767).contains(&port.port)));
         let named: Vec<_> = SIZES.iter().flat_map(|size| size.nodes).collect();
-        let wired: Vec<_> = NODES.chunks(2).map(|pair| (&pair[0].name, pair[1].kind)).collect();
+        let [without, rest @ ..] = NODES.as_chunks::<2>().0 else { panic!("no nodes") };
+        assert!(without.iter().all(|end| end.kind == Kind::Bare));
+        let wired: Vec<_> = rest.iter().map(|pair| (&pair[0].name, pair[1].kind)).collect();
         assert_eq!(named.iter().map(|name| (*name, Kind::Bare)).collect::<Vec<_>>(), wired);
         assert!(SIZES.iter().all(|size| size.nodes.len() == size.names.len()));
+    }
+
+    #[test]
+    fn a_node_is_asked_by_the_host_at_its_own_cable() {
+        let bare: Vec<_> = NODES.iter().filter(|node| node.kind == Kind::Bare).map(|node| node.name).collect();
+        for (number, node) in (1..).zip(&NODES).filter(|(_, node)| node.kind == Kind::Shunt) {
+            assert_eq!(bare[outside_of(number)], format!("{}-x", node.name));
+        }
     }
 
     #[test]

@@ -23,8 +23,9 @@ const LIMITS: &str = "\
   None is paced, so that it is the path that limits them: a full queue of the wire drops, and what is lost there is sent again.
   CPU figures are of the whole machine, from the kernel's accounting (`/proc/stat`, ticks of 10 ms).
 - Segments are cut to the MTU before the wire, as a wire has them; checksums there are left to a NIC that does them for nothing.
-- Ratios are of medians over rounds in which contenders took turns; min and max are of single rounds. Absolute figures belong to this
-  machine.
+- Ratios are of medians over rounds in which contenders took turns; min and max are of single rounds. In the chapters Change and Scale
+  no rival takes turns with ours, and some figures are single ones, which have no min and max: each chapter says so. n is how many rounds, starts or
+  changes a figure is of. Absolute figures belong to this machine.
 ";
 
 /// See [`Report::write`].
@@ -68,7 +69,7 @@ fn slower_of(beside: &Beside, text: &mut String) {
 fn chapter_of(chapter: &Chapter, dir: &Path, text: &mut String) -> Result<()> {
     let _ = writeln!(text, "## {}\n\n{}\n", chapter.group.title(), chapter.group.about());
     if !chapter.rows.is_empty() {
-        let _ = writeln!(text, "| | goal | measured | min | max | | |\n| --- | --- | --- | --- | --- | --- | --- |");
+        let _ = writeln!(text, "| | goal | measured | min | max | n | | |\n| --- | --- | --- | --- | --- | --- | --- | --- |");
         for row in &chapter.rows {
             let _ = writeln!(text, "{}", line(row));
         }
@@ -92,17 +93,27 @@ fn chapter_of(chapter: &Chapter, dir: &Path, text: &mut String) -> Result<()> {
 fn line(row: &Row) -> String {
     let verdict = if row.short() { "**short**" } else { "" };
     let (name, detail) = (cell(&row.name), cell(&row.detail));
-    let Some(figure) = row.figure else { return format!("| {name} | | | | | {verdict} | {detail} |") };
-    let [median, min, max] = [figure.median, figure.min, figure.max].map(shown);
-    format!("| {name} | {} | {median}{} | {min} | {max} | {verdict} | {detail} |", row.goal.shown(row.unit), row.unit)
+    let Some(figure) = row.figure else { return format!("| {name} | | | | | | {verdict} | {detail} |") };
+    let median = shown(figure.median);
+    let [min, max] = [figure.min, figure.max].map(|end| if figure.count > 1 { shown(end) } else { String::new() });
+    let (goal, unit, count) = (row.goal.shown(row.unit), row.unit, figure.count);
+    format!("| {name} | {goal} | {median}{unit} | {min} | {max} | {count} | {verdict} | {detail} |")
 }
 
 fn table_of_curve(curve: &Curve, text: &mut String) {
     let sizes = curve.lines.first().map(|(_, points)| points.as_slice()).unwrap_or_default();
     let heads: String = sizes.iter().fold(String::new(), |heads, (size, _)| heads + &format!(" {size} |"));
-    let _ = writeln!(text, "| {}, by {} |{heads}\n| --- |{}", curve.unit, curve.size, " --- |".repeat(sizes.len()));
+    let mut counts = curve.lines.iter().flat_map(|(_, points)| points).map(|(_, figure)| figure.count);
+    let first = counts.next();
+    let common = first.filter(|first| counts.all(|count| count == *first));
+    let head = common.map_or(String::new(), |count| format!(" (n = {count})"));
+    let _ = writeln!(text, "| {}, by {}{head} |{heads}\n| --- |{}", curve.unit, curve.size, " --- |".repeat(sizes.len()));
+    let show = |figure: &Figure| match common {
+        Some(_) => spread(figure),
+        None => format!("{}, n = {}", spread(figure), figure.count),
+    };
     for (name, points) in &curve.lines {
-        let _ = writeln!(text, "| {name} |{}", cells(sizes, points, spread));
+        let _ = writeln!(text, "| {name} |{}", cells(sizes, points, show));
     }
     if let Some((work, lines)) = &curve.cpu {
         for (name, times) in lines {
@@ -135,8 +146,11 @@ fn table_of_comparison(comparison: &Comparison, text: &mut String) {
     text.push('\n');
 }
 
-/// A median, and from where to where single rounds went.
+/// A median, and from where to where single rounds went, if there were several.
 fn spread(figure: &Figure) -> String {
+    if figure.count == 1 {
+        return shown(figure.median);
+    }
     format!("{} ({}-{})", shown(figure.median), shown(figure.min), shown(figure.max))
 }
 
@@ -177,6 +191,7 @@ mod tests {
             better: Better::More,
             contenders: vec![standing("bare", &[100.0, 110.0], 1.25), standing("shunt", &[75.0, 76.0], 1.75)],
         });
+        report.row("a start", Goal::None, " s", Figure::of(&[2.0]), "alone".to_owned());
         report.begin(Group::Services);
         let line = |values: [f64; 2]| vec![(10.0, Figure::of(&values[..1])), (1000.0, Figure::of(&values[1..]))];
         let lines = vec![("shunt", line([9.0, 9.5])), ("iptables", line([8.0, 10.0]))];
@@ -185,21 +200,27 @@ mod tests {
             reason: Some("it is made up"),
             ..Curve::over_services("Connections".to_owned(), "k/s", Better::More, lines)
         });
+        let effects = [("shunt", vec![(10.0, Figure::of(&[2.0, 3.0, 4.0]))]), ("nftables", vec![(10.0, Figure::of(&[5.0]))])];
+        report.curve(Curve::over_services("Effects".to_owned(), "ms", Better::Less, effects.to_vec()));
         let dir = tempfile::tempdir().unwrap();
         write(&report, dir.path(), &Facts::default()).unwrap();
         let text = fs::read_to_string(dir.path().join("README.md")).unwrap();
         for line in [
             "1 rows, 1 short, measured by",
-            "| cross node \\| 64 B | >= 0.75 | 0.700 | 0.600 | 0.800 | **short** | detail |",
+            "| cross node \\| 64 B | >= 0.75 | 0.700 | 0.600 | 0.800 | 3 | **short** | detail |",
+            "| a start |  | 2.00 s |  |  | 1 |  | alone |",
             "![Packets of 64 B, cross node](packets-of-64-b-cross-node.svg)",
             "| k/s (more is better) | median | min | max | over bare | CPU us per packet |",
             "| shunt | 75.5 | 75.0 | 76.0 | 0.719 | 1.75 |",
-            "| k/s, by Services | 10 | 1000 |",
-            "| shunt | 9.00 (9.00-9.00) | 9.50 (9.50-9.50) |",
+            "| k/s, by Services (n = 1) | 10 | 1000 |",
+            "| shunt | 9.00 | 9.50 |",
+            "| ms, by Services | 10 |",
+            "| shunt | 3.00 (2.00-4.00), n = 3 |",
+            "| nftables | 5.00, n = 1 |",
             "| shunt, CPU us per connection | | 105 |",
-            "By medians, slower than flannel or a mode of kube-proxy in 1 of 2 figures: 0 of them within the spread of the rounds, 0 beyond it \
+            "By medians, slower than flannel or a mode of kube-proxy in 1 of 3 figures: 0 of them within the spread of the rounds, 0 beyond it \
              without a reason given.",
-            "| Connections, 1000 Services | k/s | 9.50 (9.50-9.50) | iptables | 10.0 (10.0-10.0) | it is made up |",
+            "| Connections, 1000 Services | k/s | 9.50 | iptables | 10.0 | it is made up |",
         ] {
             assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
         }

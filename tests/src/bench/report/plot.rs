@@ -62,7 +62,7 @@ pub(super) fn bars(path: &Path, comparison: &Comparison) -> Result<()> {
             .label_style((FONT, 13))
             .draw()?;
         for (index, standing) in standings.iter().enumerate() {
-            let (row, Figure { median, min, max }) = (row_of(index), standing.figure);
+            let (row, Figure { median, min, max, .. }) = (row_of(index), standing.figure);
             let (from, to) =
                 (SegmentValue::Exact(row), if index == 0 { SegmentValue::Last } else { SegmentValue::Exact(row + 1) });
             let mut bar = Rectangle::new([(0.0, from), (median, to)], colour(standing.name, index).mix(0.85).filled());
@@ -110,7 +110,7 @@ pub(super) fn curve(path: &Path, curve: &Curve) -> Result<()> {
                 .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
                 .label(*name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-            for (size, Figure { median, min, max }) in points {
+            for (size, Figure { median, min, max, .. }) in points {
                 chart.draw_series([PathElement::new([(*size, *min), (*size, *max)], colour.stroke_width(1))])?;
                 chart.draw_series([Circle::new((*size, *median), 3, colour.filled())])?;
             }
