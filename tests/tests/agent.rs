@@ -29,6 +29,8 @@ fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
 }
 
+/// End to end:
+/// - `should work after restarting kube-proxy`
 fn killing_and_restarting_the_agent_loses_nothing(translation: Translation) -> Result<()> {
     let mut scene = scene(translation)?;
     let every = Duration::from_micros(500);

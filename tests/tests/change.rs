@@ -4,7 +4,7 @@
 //!   n1 -- pods a (client), b        n2 -- pod c
 //! ```
 
-use std::net::SocketAddrV4;
+use std::{collections::BTreeSet, net::SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -25,7 +25,11 @@ both_translations!(
     when_all_terminate_the_serving_ones_take_new_connections,
     a_service_that_is_deleted_and_made_again_serves_again,
     a_service_is_served_whatever_its_type_was_and_for_as_long_as_it_is_ours,
+    an_endpoint_that_is_not_ready_serves_only_where_such_are_published,
 );
+
+/// Of the Service, where a test says what type it has.
+const NODE_PORT: u16 = 30_090;
 
 /// A Service with `b` behind it; `c` serves too but is no endpoint yet.
 fn scene(translation: Translation) -> Result<Scene> {
@@ -33,15 +37,15 @@ fn scene(translation: Translation) -> Result<Scene> {
 }
 
 /// A UDP socket that keeps its port is answered by the backend that is there.
-fn udp_follows(scene: &Scene, from: &Netns, connected: bool) -> Result<()> {
+fn udp_follows(scene: &Scene, from: &Netns, to: SocketAddrV4, connected: bool) -> Result<()> {
     let Scene { lab, b, c, service, .. } = scene;
     let client = UdpClient::bind(from, 45_000)?;
     if connected {
-        client.connect(service.vip)?;
+        client.connect(to)?;
     }
     let answered_by = |name: &str| {
         eventually(SOON, || {
-            let answer = client.ask(service.vip, b"who?")?;
+            let answer = client.ask(to, b"who?")?;
             ensure!(answer.server == name, "answered by {}", answer.server);
             Ok(())
         })
@@ -61,34 +65,49 @@ fn udp_follows(scene: &Scene, from: &Netns, connected: bool) -> Result<()> {
     // Packets sent while nobody was there leave no black hole.
     service.set_pods(lab, &[])?;
     for _ in 0..3 {
-        ensure!(client.ask(service.vip, b"anybody?").is_err(), "nobody should answer");
+        ensure!(client.ask(to, b"anybody?").is_err(), "nobody should answer");
     }
     service.set_pods(lab, &[b])?;
     answered_by("b")
 }
 
+/// End to end:
+/// - `should be able to preserve UDP traffic when server pod cycles for a ClusterIP service`
+/// - `should be able to preserve UDP traffic when initial unready endpoints get ready`
 #[test]
 fn a_udp_socket_of_a_pod_follows_the_endpoints() -> Result<()> {
     let scene = scene(Translation::Connect)?;
-    udp_follows(&scene, &scene.a.netns, false)
+    udp_follows(&scene, &scene.a.netns, scene.service.vip, false)
 }
 
 #[test]
 fn a_connected_udp_socket_of_a_pod_follows_the_endpoints() -> Result<()> {
     let scene = scene(Translation::Connect)?;
-    udp_follows(&scene, &scene.a.netns, true)
+    udp_follows(&scene, &scene.a.netns, scene.service.vip, true)
 }
 
+/// End to end:
+/// - `should be able to preserve UDP traffic when server pod cycles for a ClusterIP service and client is hostNetwork`
 #[test]
 fn a_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
     let scene = scene(Translation::Connect)?;
-    udp_follows(&scene, &scene.lab.node("n1").netns, false)
+    udp_follows(&scene, &scene.lab.node("n1").netns, scene.service.vip, false)
 }
 
 #[test]
 fn a_connected_udp_socket_of_a_node_follows_the_endpoints() -> Result<()> {
     let scene = scene(Translation::Connect)?;
-    udp_follows(&scene, &scene.lab.node("n1").netns, true)
+    udp_follows(&scene, &scene.lab.node("n1").netns, scene.service.vip, true)
+}
+
+/// End to end:
+/// - `should be able to preserve UDP traffic when server pod cycles for a NodePort service`
+#[test]
+fn a_udp_socket_of_a_pod_follows_the_endpoints_of_a_node_port() -> Result<()> {
+    let scene = scene(Translation::Connect)?;
+    let Scene { lab, a, service, .. } = &scene;
+    lab.cluster.put_node_port("web", *service.vip.ip(), &PORTS, NODE_PORT)?;
+    udp_follows(&scene, &a.netns, SocketAddrV4::new(lab.node("n2").address(), NODE_PORT), false)
 }
 
 fn a_tcp_connection_stays_with_its_backend_while_that_lives(translation: Translation) -> Result<()> {
@@ -123,6 +142,8 @@ fn when_all_terminate_the_serving_ones_take_new_connections(translation: Transla
     Ok(())
 }
 
+/// End to end:
+/// - `should work after the service has been recreated`
 fn a_service_that_is_deleted_and_made_again_serves_again(translation: Translation) -> Result<()> {
     let Scene { lab, a, b, service, servers: _servers, .. } = scene(translation)?;
     tcp_answer(&a.netns, service.vip)?;
@@ -137,10 +158,14 @@ fn a_service_that_is_deleted_and_made_again_serves_again(translation: Translatio
     Ok(())
 }
 
-/// What the end-to-end tests do to a Service that lives: `should be able to change the type from ExternalName to NodePort` and the like, `should
-/// implement service.kubernetes.io/service-proxy-name` and `.../headless`.
+/// End to end:
+/// - `should be able to change the type from ExternalName to ClusterIP`
+/// - `should be able to change the type from ExternalName to NodePort`
+/// - `should be able to change the type from ClusterIP to ExternalName`
+/// - `should be able to change the type from NodePort to ExternalName`
+/// - `should implement service.kubernetes.io/service-proxy-name`
+/// - `should implement service.kubernetes.io/headless`
 fn a_service_is_served_whatever_its_type_was_and_for_as_long_as_it_is_ours(translation: Translation) -> Result<()> {
-    const NODE_PORT: u16 = 30_090;
     let Scene { lab, a, service, servers: _servers, .. } = scene(translation)?;
     let node_port = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
     let put = |kind: &str, label: Option<&str>| {
@@ -181,6 +206,44 @@ fn a_service_is_served_whatever_its_type_was_and_for_as_long_as_it_is_ours(trans
                 Ok(())
             })?;
         }
+    }
+    Ok(())
+}
+
+/// End to end:
+/// - `should be able to connect to terminating and unready endpoints if PublishNotReadyAddresses is true`
+/// - `should not be able to connect to terminating and unready endpoints if PublishNotReadyAddresses is false`
+fn an_endpoint_that_is_not_ready_serves_only_where_such_are_published(translation: Translation) -> Result<()> {
+    let Scene { lab, a, b, c, service, servers: _servers } = scene(translation)?;
+    let unready = Endpoint { ready: false, ..Endpoint::ready(c.address, "n2") };
+    let terminating = Endpoint::terminating(b.address, "n1");
+    let both = [unready, terminating];
+    for (is_published, endpoints, serving) in [
+        (false, &both[..1], &[][..]),
+        (true, &both[..1], &["c"]),
+        (true, &both[..], &["b", "c"]),
+        // Of those that are not published one serves what it has, which is better than nobody.
+        (false, &both[..], &["b"]),
+    ] {
+        let ports =
+            PORTS.map(|port| json!({ "name": port.name(), "protocol": port.protocol, "port": PORT, "targetPort": TARGET }));
+        let spec = json!({
+            "type": "ClusterIP", "clusterIP": service.vip.ip(), "clusterIPs": [service.vip.ip()], "selector": { "app": "web" },
+            "ports": ports, "publishNotReadyAddresses": is_published,
+        });
+        let metadata = json!({ "name": "web", "namespace": "default" });
+        let object = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec });
+        lab.cluster.put("service-web.yaml", &[object])?;
+        lab.cluster.put_endpoints("web", &PORTS, endpoints)?;
+        eventually(SOON, || {
+            if serving.is_empty() {
+                return refused(&a.netns, service.vip);
+            }
+            let answers = (0..20).map(|_| Ok(tcp_answer(&a.netns, service.vip)?.server));
+            let answered = answers.collect::<Result<BTreeSet<_>>>()?;
+            ensure!(answered.iter().eq(serving), "published: {is_published}, {answered:?} serve, not {serving:?}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -40,6 +40,8 @@ fn fragments_arrive(client: &Pod, to: SocketAddrV4, order: &[usize], id: u16) ->
     Ok(())
 }
 
+/// End to end:
+/// - `should be able to handle large requests: udp`
 #[test]
 fn fragments_reach_a_service_in_order_and_out_of_order() -> Result<()> {
     let lab = Lab::build(&PAIR)?;

@@ -135,6 +135,8 @@ fn a_port_of_the_hosts_loopback_is_none_of_a_pods(translation: Translation) -> R
     Ok(())
 }
 
+/// End to end:
+/// - `validates that there is no conflict between pods with same hostPort but different hostIP and protocol`
 #[test]
 fn one_host_port_is_several_pods_by_address_and_protocol() -> Result<()> {
     let lab = lab(Translation::Connect)?;

@@ -49,6 +49,10 @@ fn pods_of_one_node_reach_each_other_without_nat() -> Result<()> {
     Ok(())
 }
 
+/// End to end:
+/// - `Should be able to send traffic between Pods without SNAT`
+/// - `should function for intra-pod communication: http`
+/// - `should function for intra-pod communication: udp`
 #[test]
 fn pods_of_two_nodes_reach_each_other_without_nat_and_every_checksum_is_right() -> Result<()> {
     let lab = Lab::build(&PAIR)?;
@@ -82,6 +86,9 @@ fn a_datagram_larger_than_the_tunnel_crosses_in_fragments() -> Result<()> {
     Ok(())
 }
 
+/// End to end:
+/// - `should function for node-pod communication: http`
+/// - `should function for node-pod communication: udp`
 #[test]
 fn nodes_and_pods_reach_each_other_without_nat() -> Result<()> {
     let lab = Lab::build(&PAIR)?;

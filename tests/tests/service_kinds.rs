@@ -226,22 +226,40 @@ fn large_transfers_from_outside_go_both_ways(translation: Translation) -> Result
     Ok(())
 }
 
+/// End to end:
+/// - `should have session affinity work for service with type clusterIP`
+/// - `should have session affinity work for NodePort service`
+/// - `should be able to switch session affinity for service with type clusterIP`
+/// - `should be able to switch session affinity for NodePort service`
 fn a_client_stays_with_one_backend_while_its_service_wants_that(translation: Translation) -> Result<()> {
     let lab = lab(translation)?;
     let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
     let _servers = (serve_pod(&b)?, serve_pod(&c)?);
     let endpoints = [&b, &c].map(|pod| Endpoint::ready(pod.address, &pod.node));
+    let anybody_serves = || {
+        put_service(&lab, &json!({}))?;
+        put_endpoints(&lab, &endpoints, false)?;
+        eventually(SOON, || {
+            for (kind, to, _) in frontends(&lab) {
+                let (both, _) = answers(lab.outside(), to, 20)?;
+                ensure!(both.len() == 2, "{kind}: {both:?}");
+            }
+            Ok(())
+        })
+    };
+    anybody_serves()?;
+    // Switched on while it lives.
     put_service(&lab, &json!({ "sessionAffinity": "ClientIP" }))?;
-    put_endpoints(&lab, &endpoints, false)?;
     let clients = [(Position::Pod, &a.netns), (Position::Host, &lab.node("n1").netns), (Position::Outside, lab.outside())];
     for (position, client) in clients {
-        let mut all = BTreeSet::new();
-        for (kind, to, _) in frontends(&lab) {
-            if asks(position, kind) {
+        eventually(SOON, || {
+            let mut all = BTreeSet::new();
+            for (_, to, _) in frontends(&lab).into_iter().filter(|(kind, ..)| asks(position, kind)) {
                 all.extend(answers(client, to, 15)?.0);
             }
-        }
-        ensure!(all.len() == 1, "{position:?}: all ports of all kinds are one Service's, but {all:?} answered");
+            ensure!(all.len() == 1, "{position:?}: all ports of all kinds are one Service's, but {all:?} answered");
+            Ok(())
+        })?;
     }
     // The backend that the outside has leaves.
     let to = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
@@ -252,13 +270,7 @@ fn a_client_stays_with_one_backend_while_its_service_wants_that(translation: Tra
     let (second, _) = answers(lab.outside(), to, 3)?;
     ensure!(first.is_disjoint(&second), "{first:?} is gone, {second:?} answered");
     // Switched off while it lives.
-    put_service(&lab, &json!({}))?;
-    put_endpoints(&lab, &endpoints, false)?;
-    eventually(SOON, || {
-        let (both, _) = answers(lab.outside(), to, 20)?;
-        ensure!(both.len() == 2, "{both:?}");
-        Ok(())
-    })
+    anybody_serves()
 }
 
 fn one_client_port_for_a_node_port_and_for_another_way_to_its_backend_is_two_connections(
@@ -286,6 +298,8 @@ fn one_client_port_for_a_node_port_and_for_another_way_to_its_backend_is_two_con
     Ok(())
 }
 
+/// End to end:
+/// - `should only allow access from service loadbalancer source ranges`
 fn source_ranges_keep_others_from_the_load_balancers_address_alone(translation: Translation) -> Result<()> {
     let lab = lab(translation)?;
     let (a, b) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?);
@@ -331,6 +345,8 @@ fn health_is_gone(client: &Netns, node: &Node, port: u16) -> Result<()> {
     })
 }
 
+/// End to end:
+/// - `should fail health check node port if there are only terminating endpoints`
 #[test]
 fn load_balancers_hear_which_nodes_have_endpoints() -> Result<()> {
     const HEALTH: u16 = 32_100;

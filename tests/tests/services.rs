@@ -34,6 +34,8 @@ both_translations!(
     two_clients_of_the_node_with_one_port_are_told_apart,
 );
 
+/// End to end:
+/// - `should be able to handle large requests: http`
 fn every_backend_serves_pods_which_keep_their_address(translation: Translation) -> Result<()> {
     let lab = Lab::build_with(&PAIR, translation)?;
     let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
@@ -73,6 +75,8 @@ fn processes_of_nodes_are_served_too(translation: Translation) -> Result<()> {
     Ok(())
 }
 
+/// End to end:
+/// - `should allow pods to hairpin back to themselves through services`
 fn a_pod_reaches_itself_through_its_service(translation: Translation) -> Result<()> {
     let lab = Lab::build_with(&PAIR, translation)?;
     let a = lab.pod("n1", "a")?;
@@ -127,6 +131,8 @@ fn a_backend_outside_of_the_cluster_serves_pods(translation: Translation) -> Res
     Ok(())
 }
 
+/// End to end:
+/// - `should be rejected when no endpoints exist`
 fn without_endpoints_clients_are_refused_at_once(translation: Translation) -> Result<()> {
     let lab = Lab::build_with(&PAIR, translation)?;
     let a = lab.pod("n1", "a")?;

@@ -7,6 +7,8 @@ use shunt_lab::traffic::{echo::TcpClient, flood::Flood};
 
 use super::*;
 
+/// End to end:
+/// - `should work after restarting apiserver`
 #[test]
 fn a_dead_server_changes_nothing_and_shows() -> Result<()> {
     let (scene, server) = scene()?;

@@ -42,6 +42,19 @@ struct Compared {
 
 both_translations!(every_cell_has_the_outcome_that_kube_proxy_gives_it);
 
+/// End to end:
+/// - `should be able to create a functioning NodePort service`
+/// - `should preserve source pod IP for traffic thru service cluster IP`
+/// - `should be possible to connect to a service via ExternalIP when the external IP is not assigned to a node`
+/// - `should respect internalTrafficPolicy=Local Pod to Pod`
+/// - `should respect internalTrafficPolicy=Local Pod (hostNetwork: true) to Pod`
+/// - `should respect internalTrafficPolicy=Local Pod and Node, to Pod (hostNetwork: true)`
+/// - `should fallback to terminating endpoints when there are no ready endpoints with internalTrafficPolicy=Cluster`
+/// - `should fallback to local terminating endpoints when there are no ready endpoints with internalTrafficPolicy=Local`
+/// - `should fallback to terminating endpoints when there are no ready endpoints with externallTrafficPolicy=Cluster`
+/// - `should fallback to local terminating endpoints when there are no ready endpoints with externalTrafficPolicy=Local`
+/// - `should route traffic to an endpoint in the same zone when using PreferClose`
+/// - `should route traffic to an endpoint in the same zone when using PreferSameZone`
 fn every_cell_has_the_outcome_that_kube_proxy_gives_it(translation: Translation) -> Result<()> {
     let ours = Side::ours(translation)?;
     let theirs = Side::theirs(&ours, Mode::Iptables, None)?;
