@@ -26,6 +26,7 @@ both_translations!(
     a_service_that_is_deleted_and_made_again_serves_again,
     a_service_is_served_whatever_its_type_was_and_for_as_long_as_it_is_ours,
     an_endpoint_that_is_not_ready_serves_only_where_such_are_published,
+    tcp_and_udp_of_one_port_come_and_go_each_alone,
 );
 
 /// Of the Service, where a test says what type it has.
@@ -242,6 +243,26 @@ fn an_endpoint_that_is_not_ready_serves_only_where_such_are_published(translatio
             let answers = (0..20).map(|_| Ok(tcp_answer(&a.netns, service.vip)?.server));
             let answered = answers.collect::<Result<BTreeSet<_>>>()?;
             ensure!(answered.iter().eq(serving), "published: {is_published}, {answered:?} serve, not {serving:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// End to end:
+/// - `should serve endpoints on same port and different protocols`
+fn tcp_and_udp_of_one_port_come_and_go_each_alone(translation: Translation) -> Result<()> {
+    let Scene { lab, a, b, service, servers: _servers, .. } = scene(translation)?;
+    for protocols in [&["TCP"][..], &["UDP"], &["TCP", "UDP"], &["TCP"]] {
+        let ports: Vec<_> = PORTS.into_iter().filter(|port| protocols.contains(&port.protocol)).collect();
+        lab.cluster.put_service("web", *service.vip.ip(), &ports)?;
+        lab.cluster.put_endpoints("web", &ports, &[Endpoint::ready(b.address, "n1")])?;
+        eventually(SOON, || {
+            let answered =
+                [("TCP", tcp_answer(&a.netns, service.vip).is_ok()), ("UDP", udp_answer(&a.netns, service.vip).is_ok())];
+            for (protocol, is_served) in answered {
+                ensure!(is_served == protocols.contains(&protocol), "of {protocols:?} {protocol} is served: {is_served}");
+            }
             Ok(())
         })?;
     }
