@@ -61,8 +61,9 @@ pub mod seen {
 /// Whether the receiver of a RST believes it: where it expects the sender to go on (RFC 9293, 3.10.7.4), which is what it acknowledged last. Both
 /// by their highest byte.
 ///
-/// That is 16 to 32 MiB: a flow's entry learns of an acknowledgement when a packet goes the long way, once in some seconds. Of resets with a random
-/// sequence number one in 128 is believed.
+/// That is 16 to 32 MiB: a flow's entry learns of an acknowledgement when a packet goes the long way, once in a [`window`](crate::shortcut::window).
+/// Of resets with a random sequence number one in 128 is believed; who sends more in a window than that, and then resets, is not, and its flow is
+/// kept for longer than it had to be.
 #[must_use]
 #[inline(always)]
 pub const fn believes_reset(acknowledged: u8, sequence: u8) -> bool {

@@ -55,7 +55,7 @@ maps! {
     /// Index 0: one of [`takeover`](crate::conntrack::takeover).
     TAKEOVER v 1, 1;
     /// Datagram -> [`Fragment`](crate::fragment::Fragment).
-    FRAGMENTS v 1, 8_192;
+    FRAGMENTS v 2, 8_192;
     /// [`DropReason`](crate::verdict::DropReason) -> packets.
     DROPS v 1, 64;
     /// [`Counter`](crate::verdict::Counter) -> packets.

@@ -24,7 +24,8 @@ pub const UDP: u32 = 60;
 pub const ICMP: u32 = 5;
 /// Protocols whose states we don't follow (SCTP).
 pub const OTHER: u32 = 600;
-/// A TCP connection of which only the opener is seen, after its FIN: what is still said back and forth keeps it.
+/// A TCP connection of which only the opener is seen, after its FIN, or a RST that nothing tells from a stray one: what is still said back and
+/// forth keeps it.
 pub const ONE_WAY_CLOSING: u32 = 120;
 /// UDP of which only the opener is seen, whose answers may be more than its questions: as nf_conntrack keeps a stream.
 pub const ONE_WAY_UDP: u32 = 120;
@@ -57,9 +58,9 @@ pub const fn of(protocol: u8, one: u8, other: u8) -> u32 {
 pub const fn of_one_way(protocol: u8, opener: u8) -> u32 {
     match protocol {
         proto::TCP => {
-            if opener & seen::RST != 0 {
+            if opener & (seen::RST | seen::ACK) == seen::RST {
                 CLOSED
-            } else if opener & seen::FIN != 0 {
+            } else if opener & (seen::FIN | seen::RST) != 0 {
                 ONE_WAY_CLOSING
             } else if opener & seen::ACK == 0 {
                 SYN_SENT
@@ -108,7 +109,7 @@ mod tests {
             (seen::ANY, SYN_SENT),
             (seen::ANY | seen::ACK, ESTABLISHED),
             (seen::ANY | seen::ACK | seen::FIN, ONE_WAY_CLOSING),
-            (seen::ANY | seen::ACK | seen::FIN | seen::RST, CLOSED),
+            (seen::ANY | seen::ACK | seen::RST, ONE_WAY_CLOSING),
             (seen::ANY | seen::RST, CLOSED),
         ] {
             assert_eq!(of_one_way(proto::TCP, opener), expected, "{opener:#b}");

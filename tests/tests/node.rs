@@ -323,7 +323,11 @@ fn a_node_that_changes_its_address_keeps_its_pods_and_their_connections() -> Res
     n1.netns.ip(&format!("address add {old}/24 dev eth0"))?;
     n1.netns.ip(&format!("route replace default via {ROUTER}"))?;
     put_node(&lab, "n1", old, Some("10.244.1.0/24"))?;
-    eventually(MENDED, || follows(old))?;
+    eventually(MENDED, || {
+        // Also while programs that know one address give way to those that know the other.
+        datagrams.socket().send_to(b"meanwhile", SocketAddrV4::new(OUTSIDE, TARGET))?;
+        follows(old)
+    })?;
     eventually(SOON, || works(&mut connection)).context("with the old address again")?;
     ensure!(eventually(SOON, masqueraded).context("from one port, with the old address again")? == old);
     lab.pod("n1", "c")?;

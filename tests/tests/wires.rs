@@ -219,7 +219,7 @@ fn destinations_that_see_pods_need_an_interface_that_forwards() -> Result<()> {
     let notes = || Ok::<_, anyhow::Error>(n1.status()?.notes.join("\n"));
     // As systemd-networkd's `IPv4Forwarding=no` has it.
     n1.netns.sysctl("ipv4/conf/eth1/forwarding", "0")?;
-    ensure!(notes()?.contains("set net.ipv4.conf.eth1.forwarding to 1"), "n1 notes {}", notes()?);
+    ensure!(notes()?.contains("set net/ipv4/conf/eth1/forwarding to 1"), "n1 notes {}", notes()?);
     ensure!(tcp_answer(&a.netns, at(STORAGE, TARGET)).is_err(), "the note is not true");
     // Nothing else that comes by it needs that.
     tcp_answer(&a.netns, at(BEYOND, TARGET))?;

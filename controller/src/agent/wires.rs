@@ -113,7 +113,7 @@ impl Wires {
         });
         let idle = self.known.keys().filter(move |name| native && !forwards(name)).map(|name| {
             format!(
-                "pods get no answers from nonMasqueradeCIDRs by {name}, which forwards nothing: set net.ipv4.conf.{name}.forwarding to 1 \
+                "pods get no answers from nonMasqueradeCIDRs by {name}, which forwards nothing: set net/ipv4/conf/{name}/forwarding to 1 \
                  if some are reached by it"
             )
         });

@@ -232,8 +232,11 @@ impl BpfKernel {
         }
     }
 
-    /// Makes flows look their next hop up again.
-    fn begin_epoch(&self) -> Result<(), BpfError> {
+    /// Makes flows look their next hop up again, and masqueraded ones their source.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn begin_epoch(&self) -> Result<(), BpfError> {
         let now = self.maps.epoch.get(&0)?.unwrap_or_default();
         Ok(self.maps.epoch.put(&0, &now.wrapping_add(1), || "the epoch".to_owned())?)
     }

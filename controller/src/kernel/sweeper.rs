@@ -176,6 +176,7 @@ pub fn now() -> std::io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use shunt_common::{
+        conntrack::seen,
         flow::Tuple,
         net::{Ip4, Port, proto},
     };
@@ -210,7 +211,9 @@ mod tests {
         let [(_, original), (_, reply)] = flow();
         let limits = [0, CLOSED, CLOSE_WAIT, ESTABLISHED, ICMP, OTHER, SYN_SENT, UDP];
         let ages = limits.into_iter().flat_map(|limit| [limit, limit + 1]);
-        let states: Vec<(u8, u32)> = ages.flat_map(|age| (0..8).map(move |seen| (seen, age))).collect();
+        let all = seen::ANY | seen::FIN | seen::RST | seen::ACK | seen::STRAY_RST;
+        let seen = (0..=all).filter(|seen| seen & !all == 0);
+        let states: Vec<(u8, u32)> = ages.flat_map(|age| seen.clone().map(move |seen| (seen, age))).collect();
         let now = 1_000_000;
         let (mut gone, mut asked) = (0, 0);
         for proto in [proto::TCP, proto::UDP, proto::ICMP, proto::SCTP] {

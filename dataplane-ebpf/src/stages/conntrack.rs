@@ -75,6 +75,10 @@ pub(crate) fn try_note<F: Ip>(entry: &mut CtEntry<F>, tcp: u32) -> u32 {
     if flags & tcp::FIN != 0 {
         bits |= seen::FIN;
     }
+    // What another connection of the same ends acknowledged is no measure. Of a flow that is seen one way this tells that it stands.
+    if flags & (tcp::SYN | tcp::ACK) == tcp::SYN && entry.translates != translates::THERE {
+        bits &= !seen::ACK;
+    }
     if entry.seen != bits {
         entry.seen = bits;
     }

@@ -139,7 +139,7 @@ fn decide<F: Ip>(skb: Skb, hook: Hook, flow: &mut Flow<F>, tracked: Tracked, bef
         return to_slow_path(next);
     }
     if icmp::translate(skb, flow)? {
-        return ControlFlow::Continue((flow.tuple, route::lookup::<F>(flow.tuple.dst)));
+        return ControlFlow::Continue((flow.tuple, onward::<F>(hook, flow.tuple.dst, false)));
     }
     let (to, fate) = match ask(skb, hook, flow, next) {
         Served::To(to) => (to, Fate::Forth),
@@ -263,8 +263,7 @@ fn track<F: Ip>(skb: Skb, flow: &Flow<F>, hook: Hook, next: Next, tracked: Track
     }
 }
 
-/// Whether a masqueraded flow leaves with an address that it would not be given now: the node's is another, or the way out leads by another
-/// interface. A connection has to end then, which is its ends' to find out; anything else begins anew (as nf_nat does, net/netfilter/nf_nat_masquerade.c).
+/// Whether a masqueraded flow leaves with an address that it would not be given now, since the node's is another. A connection has to end then, which is its ends' to find out; anything else begins anew (as nf_nat does, net/netfilter/nf_nat_masquerade.c).
 #[inline(always)]
 fn leaves_as_another<F: Ip>(skb: Skb, flow: &Flow<F>, entry: &CtEntry<F>, next: Next) -> bool {
     let is_masqueraded = entry.kind == kind::ORIGINAL && entry.backend == 0 && entry.translates == translates::HERE;

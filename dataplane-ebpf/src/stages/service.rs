@@ -4,6 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use shunt_common::{
+    address::kind as address,
     affinity::{self, Affinity},
     backend,
     conntrack::{CtEntry, CtKey, kind, translates},
@@ -326,9 +327,20 @@ pub(crate) fn is_still_good<F: Ip>(flow: &Flow<F>, entry: &CtEntry<F>) -> bool {
     }
     let Some(backend) = tenant::<F>(entry.backend, entry.generation) else { return false };
     if !is_tcp {
-        return true;
+        return shows_nobody_gone(flow, entry);
     }
     !conntrack::is_over(entry, proto::TCP) && (backend.state == state::ACTIVE || conntrack::is_answered(entry, proto::TCP))
+}
+
+/// Whether the source that a flow's backend sees is its client's or still this node's. A flow without connections moves as soon as the node has
+/// another address, or its answers are nobody's.
+#[inline(always)]
+fn shows_nobody_gone<F: Ip>(flow: &Flow<F>, entry: &CtEntry<F>) -> bool {
+    let source = entry.src;
+    source == flow.tuple.src
+        || source == F::gateway()
+        || source == F::hairpin()
+        || route::owner::<F>(source) == Some(address::HOST)
 }
 
 /// The backend of an id, if it is still the one that had this generation.

@@ -403,6 +403,10 @@ fn a_reset_that_its_receiver_would_not_believe_ends_nothing() {
         ("from_wire", numbered(segment(RST), 0x11, 0), timeout::CLOSED),
         ("from_wire", numbered(segment(ACK), 0x10, 0xa0), timeout::ESTABLISHED),
         ("from_pod", numbered(answer(RST), 0xa0, 0), timeout::CLOSED),
+        // The ends of a connection that went without a word open another, and nobody listens any more (RFC 9293, 3.10.7.1).
+        ("from_pod", numbered(answer(ACK), 0xa0, 0x10), timeout::ESTABLISHED),
+        ("from_wire", numbered(segment(SYN), 0x55, 0), timeout::ESTABLISHED),
+        ("from_pod", numbered(answer(RST | ACK), 0, 0x55), timeout::CLOSED),
     ] {
         assert_eq!(dataplane.run(program, &reset).verdict, Redirect, "whoever it is for judges it");
         let flows = dataplane.flows();

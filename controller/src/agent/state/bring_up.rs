@@ -65,6 +65,8 @@ impl State {
         let interfaces: BTreeMap<String, u32> =
             survivors.iter().map(|(pod, ifindex)| (pod.host_interface.clone(), *ifindex)).collect();
         dataplane.take_over(&interfaces)?;
+        // What programs have remembered since the maps changed was by what the programs before knew of this node.
+        dataplane.kernel.begin_epoch()?;
         for (pod, ifindex) in &survivors {
             pods::open(&mut dataplane, pod, *ifindex)?;
         }
