@@ -8,6 +8,8 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -129,6 +131,7 @@ both_translations!(
     every_kind_position_and_policy_has_its_backends_and_its_source,
     large_transfers_from_outside_go_both_ways,
     a_client_stays_with_one_backend_while_its_service_wants_that,
+    a_client_may_meet_another_backend_after_a_silence_as_long_as_its_service_says,
     one_client_port_for_a_node_port_and_for_another_way_to_its_backend_is_two_connections,
     source_ranges_keep_others_from_the_load_balancers_address_alone,
 );
@@ -271,6 +274,34 @@ fn a_client_stays_with_one_backend_while_its_service_wants_that(translation: Tra
     ensure!(first.is_disjoint(&second), "{first:?} is gone, {second:?} answered");
     // Switched off while it lives.
     anybody_serves()
+}
+
+/// End to end:
+/// - `should have session affinity timeout work for service with type clusterIP`
+/// - `should have session affinity timeout work for NodePort service`
+fn a_client_may_meet_another_backend_after_a_silence_as_long_as_its_service_says(translation: Translation) -> Result<()> {
+    // Of two backends one that is chosen anew each time is the same all these times once in a million tests.
+    const RETURNS: usize = 20;
+    let lab = lab(translation)?;
+    let (a, b, c) = (lab.pod("n1", "a")?, lab.pod("n1", "b")?, lab.pod("n2", "c")?);
+    let _servers = (serve_pod(&b)?, serve_pod(&c)?);
+    let timeout = json!({ "clientIP": { "timeoutSeconds": 1 } });
+    put_service(&lab, &json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": timeout }))?;
+    put_endpoints(&lab, &[&b, &c].map(|pod| Endpoint::ready(pod.address, &pod.node)), false)?;
+    let node_port = SocketAddrV4::new(lab.node("n1").address(), NODE_PORT);
+    for (client, to) in [(&a.netns, SocketAddrV4::new(CLUSTER_IP, PORT)), (lab.outside(), node_port)] {
+        let first = tcp_answer(client, to)?.server;
+        let mut returns = 0;
+        loop {
+            thread::sleep(Duration::from_millis(1100));
+            if tcp_answer(client, to)?.server != first {
+                break;
+            }
+            returns += 1;
+            ensure!(returns < RETURNS, "{to} is {first} for {} all the time", client.name());
+        }
+    }
+    Ok(())
 }
 
 fn one_client_port_for_a_node_port_and_for_another_way_to_its_backend_is_two_connections(

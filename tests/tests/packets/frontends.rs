@@ -337,6 +337,8 @@ fn only_the_services_source_ranges_are_let_in() {
     dataplane.run("from_wire", &outside_of_it).is(Drop, &outside_of_it, &["source_not_allowed"]);
 }
 
+/// End to end:
+/// - `should drop INVALID conntrack entries`
 #[test]
 fn invalid_segments_of_a_flow_from_outside_are_harmless() {
     let mut dataplane = Dataplane::new();
