@@ -115,7 +115,8 @@ impl Scene {
     }
 }
 
-fn slice(net: u8, hosts: std::ops::Range<u8>) -> EndpointSlice {
+/// Ready endpoints at 10.244.`net`.`hosts`.
+pub(crate) fn slice(net: u8, hosts: std::ops::Range<u8>) -> EndpointSlice {
     let endpoint = |host| Endpoint {
         address: Ipv4Addr::new(10, 244, net, host).into(),
         ready: true,

@@ -12,11 +12,11 @@ use shunt::{
         fake::{Dangling, FakeKernel},
         step::{Actual, Holding, Kernel, Part, Step},
     },
-    model::{Changes, Endpoint, EndpointPort, EndpointSlice, Exposure, Model, Node, Protocol, Service, ServicePort, TunnelEnd},
+    model::{Changes, Exposure, Model, Node, Protocol, Service, ServicePort, TunnelEnd},
 };
 use shunt_common::service::SourceRange;
 
-use crate::{name, view};
+use crate::{long_runs::slice, name, view};
 
 /// A kernel that shows one entry at a time, and begins anew when the last one that it showed is gone, as a trie does.
 struct Trickle(FakeKernel);
@@ -62,7 +62,7 @@ impl Scene {
         let mut scene =
             Self { model: Model::default(), compiler: Compiler::new(view()), differ, kernel: Trickle(FakeKernel::default()) };
         let mut changes = Changes::default();
-        scene.model.put_slice(&name("web"), &"web".into(), slice(), &mut changes);
+        scene.model.put_slice(&name("web"), &"web".into(), slice(1, 1..2), &mut changes);
         scene.model.put_service(service(&COVERED), &mut changes);
         (1..4).for_each(|host| scene.model.put_node(node(host), &mut changes));
         scene.follow(&changes);
@@ -130,21 +130,6 @@ fn service(ranges: &[&str]) -> Service {
         internal_local: false,
         publish_not_ready: false,
         affinity_secs: None,
-    }
-}
-
-fn slice() -> EndpointSlice {
-    let endpoint = Endpoint {
-        address: Ipv4Addr::new(10, 244, 1, 1).into(),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: None,
-        hints: None,
-    };
-    EndpointSlice {
-        ports: vec![EndpointPort { name: "http".into(), port: 8080, protocol: Protocol::Tcp }].into(),
-        endpoints: [endpoint].into(),
     }
 }
 

@@ -263,7 +263,8 @@ fn track<F: Ip>(skb: Skb, flow: &Flow<F>, hook: Hook, next: Next, tracked: Track
     }
 }
 
-/// Whether a masqueraded flow leaves with an address that it would not be given now, since the node's is another. A connection has to end then, which is its ends' to find out; anything else begins anew (as nf_nat does, net/netfilter/nf_nat_masquerade.c).
+/// Whether a masqueraded flow leaves with an address that it would not be given now, since the node's is another. A connection has to end then,
+/// which is its ends' to find out; anything else begins anew (as nf_nat does, net/netfilter/nf_nat_masquerade.c).
 #[inline(always)]
 fn leaves_as_another<F: Ip>(skb: Skb, flow: &Flow<F>, entry: &CtEntry<F>, next: Next) -> bool {
     let is_masqueraded = entry.kind == kind::ORIGINAL && entry.backend == 0 && entry.translates == translates::HERE;
